@@ -1,0 +1,1 @@
+//! Couriers: lanes of SMTP and LMTP connections, and their pool.

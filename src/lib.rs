@@ -1,0 +1,38 @@
+//! RPOP retrieves mail from remote POP3 maildrops and forwards it, over SMTP
+//! or LMTP, to the accounts of the user's own mail system.
+//!
+//! ```text
+//!   manifests (files, or the API server)
+//!        |  api: types, CEL rules           local: files, ledgers, status
+//!        v                                        |  implements
+//!   domain::work::WorkItem  ---->  engine  <------+  engine::ports
+//!                                    |
+//!              +---------------------+----------------------+
+//!              v                     v                      v
+//!       pop3 (codec, client)   message (header)   smtp (codec, client)
+//!              |                     |                      |
+//!              +------- domain: wire, ledger, envelope -----+
+//!                                    |
+//!                           net: connect, TLS, deadlines
+//! ```
+//!
+//! | layer | may use | never |
+//! |---|---|---|
+//! | `domain` | nothing but data and arithmetic | tokio, kube, clocks |
+//! | `net`, `pop3`, `smtp`, `message` | `domain` | kube |
+//! | `engine` | the above, through its own `ports` | kube, files |
+//! | `local` (later `k8s`) | implements the ports | the protocols |
+//! | `cli`, `main` | all | |
+//!
+//! A test fails when `kube` appears in a layer that must not know it.
+
+pub mod api;
+pub mod cli;
+pub mod domain;
+pub mod engine;
+pub mod local;
+pub mod message;
+pub mod net;
+pub mod pop3;
+pub mod smtp;
+pub mod telemetry;
