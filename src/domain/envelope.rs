@@ -33,10 +33,7 @@ impl Mailbox {
     /// A [`MailboxError`] that says which rule is broken.
     pub fn parse(text: &str) -> Result<Self, MailboxError> {
         let at = text.rfind('@').ok_or(MailboxError::Form)?;
-        let (local, domain) = (
-            text.get(..at).unwrap_or(""),
-            text.get(at + 1..).unwrap_or(""),
-        );
+        let (local, domain) = (text.get(..at).unwrap_or(""), text.get(at + 1..).unwrap_or(""));
         if local.is_empty() || domain.is_empty() {
             return Err(MailboxError::Form);
         }
@@ -46,10 +43,7 @@ impl Mailbox {
         if !(valid_local(local) && valid_domain(domain)) {
             return Err(MailboxError::Character);
         }
-        Ok(Self {
-            text: text.into(),
-            at,
-        })
+        Ok(Self { text: text.into(), at })
     }
 
     /// The whole address.
@@ -82,9 +76,7 @@ impl Mailbox {
         let text = if plain && !local.starts_with('"') {
             format!("{local}{separator}{detail}@{}", self.domain())
         } else {
-            let inner = local
-                .strip_prefix('"')
-                .and_then(|rest| rest.strip_suffix('"'));
+            let inner = local.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
             let mut quoted = String::with_capacity(local.len() + detail.len() + 8);
             quoted.push('"');
             quoted.push_str(inner.unwrap_or(local));
@@ -103,16 +95,11 @@ impl Mailbox {
 }
 
 fn is_atext(c: char) -> bool {
-    c.is_ascii_alphanumeric()
-        || "!#$%&'*+-/=?^_`{|}~".contains(c)
-        || (!c.is_ascii() && !c.is_control())
+    c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c) || (!c.is_ascii() && !c.is_control())
 }
 
 fn valid_local(local: &str) -> bool {
-    if let Some(inner) = local
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'))
-    {
+    if let Some(inner) = local.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         let mut chars = inner.chars();
         while let Some(c) = chars.next() {
             let ok = match c {
@@ -126,28 +113,19 @@ fn valid_local(local: &str) -> bool {
         }
         return !inner.is_empty();
     }
-    local
-        .split('.')
-        .all(|atom| !atom.is_empty() && atom.chars().all(is_atext))
+    local.split('.').all(|atom| !atom.is_empty() && atom.chars().all(is_atext))
 }
 
 fn valid_domain(domain: &str) -> bool {
-    if let Some(inner) = domain
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
-        return inner
-            .chars()
-            .all(|c| c.is_ascii_hexdigit() || matches!(c, ':' | '.' | 'I' | 'P' | 'v'));
+    if let Some(inner) = domain.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return inner.chars().all(|c| c.is_ascii_hexdigit() || matches!(c, ':' | '.' | 'I' | 'P' | 'v'));
     }
     domain.split('.').all(|label| {
         !label.is_empty()
             && !label.starts_with('-')
             && !label.ends_with('-')
             && label.chars().all(|c| {
-                c.is_ascii_alphanumeric()
-                    || matches!(c, '-' | '_')
-                    || (!c.is_ascii() && !c.is_control())
+                c.is_ascii_alphanumeric() || matches!(c, '-' | '_') || (!c.is_ascii() && !c.is_control())
             })
     })
 }
@@ -242,27 +220,15 @@ mod tests {
         ] {
             assert!(Mailbox::parse(bad).is_err(), "{bad:?}");
         }
-        assert_eq!(
-            Mailbox::parse(&format!("{}@b", "x".repeat(65))),
-            Err(MailboxError::TooLong)
-        );
+        assert_eq!(Mailbox::parse(&format!("{}@b", "x".repeat(65))), Err(MailboxError::TooLong));
     }
 
     #[test]
     fn detail_is_quoted_where_it_must_be() {
         let alice = Mailbox::parse("alice@example.com").unwrap();
-        assert_eq!(
-            alice.with_detail("+", "Archive").unwrap().as_str(),
-            "alice+Archive@example.com"
-        );
-        assert_eq!(
-            alice.with_detail("+", "My Mail").unwrap().as_str(),
-            "\"alice+My Mail\"@example.com"
-        );
-        assert_eq!(
-            alice.with_detail("+", "a\"b").unwrap().as_str(),
-            "\"alice+a\\\"b\"@example.com"
-        );
+        assert_eq!(alice.with_detail("+", "Archive").unwrap().as_str(), "alice+Archive@example.com");
+        assert_eq!(alice.with_detail("+", "My Mail").unwrap().as_str(), "\"alice+My Mail\"@example.com");
+        assert_eq!(alice.with_detail("+", "a\"b").unwrap().as_str(), "\"alice+a\\\"b\"@example.com");
         assert!(alice.with_detail("+", "a\r\nb").is_err());
     }
 }

@@ -269,10 +269,7 @@ pub struct Checkpoint {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self {
-            messages: 20,
-            every: Duration::from_secs(5),
-        }
+        Self { messages: 20, every: Duration::from_secs(5) }
     }
 }
 
@@ -366,15 +363,11 @@ impl Network {
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address.to_canonical(), address.to_canonical()) {
             (IpAddr::V4(net), IpAddr::V4(ip)) => {
-                let keep = u32::MAX
-                    .checked_shl(32 - u32::from(self.prefix))
-                    .unwrap_or(0);
+                let keep = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
                 (net.to_bits() ^ ip.to_bits()) & keep == 0
             }
             (IpAddr::V6(net), IpAddr::V6(ip)) => {
-                let keep = u128::MAX
-                    .checked_shl(128 - u32::from(self.prefix))
-                    .unwrap_or(0);
+                let keep = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
                 (net.to_bits() ^ ip.to_bits()) & keep == 0
             }
             _ => false,

@@ -24,8 +24,7 @@ pub trait Secrets: Send + Sync {
     ///
     /// # Errors
     /// [`SecretError`] names the object and key that are missing.
-    fn get<'a>(&'a self, at: &'a SecretRef)
-    -> Pending<'a, Result<Zeroizing<Vec<u8>>, SecretError>>;
+    fn get<'a>(&'a self, at: &'a SecretRef) -> Pending<'a, Result<Zeroizing<Vec<u8>>, SecretError>>;
 }
 
 /// Why a secret could not be had.
@@ -224,13 +223,7 @@ pub struct Refusal {
 
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} {} (to {})",
-            self.code,
-            String::from_utf8_lossy(&self.text),
-            self.at
-        )
+        write!(f, "{} {} (to {})", self.code, String::from_utf8_lossy(&self.text), self.at)
     }
 }
 
