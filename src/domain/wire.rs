@@ -57,6 +57,7 @@ impl Piece {
     /// Takes the first `at` octets off as a piece of their own, without
     /// copying. `at` must not stand between CR and LF, nor between a leading
     /// dot and what follows it; behind a line's end it is always right.
+    #[must_use]
     pub fn split_to(&mut self, at: usize) -> Self {
         let at = at.min(self.bytes.len());
         let head = Self::new(self.bytes.split_to(at), self.at_line_start);
