@@ -240,11 +240,6 @@ impl Connector {
         let left = deadline.saturating_sub(began.elapsed());
         Ok(self.secure(stream, host, policy, material, left).await?)
     }
-
-    #[cfg(test)]
-    pub(super) fn roots_loaded(&self) -> bool {
-        self.configs.roots_loaded()
-    }
 }
 
 enum Failed {
