@@ -1,12 +1,15 @@
 //! One message on its way in: header composed, body kept or streamed.
 
+use std::sync::Arc;
+
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::ports::{Content, Job, Part};
 use crate::domain::envelope::{Envelope, Recipient};
 use crate::domain::ledger::{Digest, Entry, Ledger, State};
 use crate::domain::wire::Piece;
-use crate::message::{Composed, Composer, TraceContext};
+use crate::message::{Composed, Composer, MAX_HOPS, Trace};
 
 /// Messages up to this many octets are held whole before they are handed
 /// over; larger ones are streamed through.
@@ -93,29 +96,31 @@ pub(super) struct Incoming {
     message_id: u64,
     pub(super) rule: Option<(Rule, String)>,
     envelope: Option<Envelope>,
+    /// Octets that the header has grown by.
+    growth: i64,
 }
 
 /// What a header makes of a message.
 pub(super) struct Judgement<'a> {
     pub(super) keys: &'a Ledger,
     pub(super) recipient: &'a Recipient,
-    pub(super) hop_limit: u32,
     /// Sorted hashes of Message-IDs that count as known.
     pub(super) known: &'a [u64],
 }
 
 impl Incoming {
-    pub(super) fn new(id: u64, fetch: Fetch, trace: TraceContext, keys: &Ledger) -> Self {
+    pub(super) fn new(id: u64, fetch: Fetch, trace: Arc<Trace>, keys: &Ledger) -> Self {
         Self {
             id,
             fetch,
-            way: Way::Header(Box::new(Composer::new(trace))),
+            way: Way::Header(Box::new(Composer::new(trace, Timestamp::now()))),
             held: Vec::new(),
             held_octets: 0,
             digest: keys.digest(),
             message_id: 0,
             rule: None,
             envelope: None,
+            growth: 0,
         }
     }
 
@@ -141,12 +146,7 @@ impl Incoming {
 
     /// Takes a piece. Returns the job that streams the message, when it turns
     /// out to be large; parts for the stream are appended to `out`.
-    pub(super) fn push(
-        &mut self,
-        piece: Piece,
-        judge: &Judgement<'_>,
-        out: &mut Outgoing,
-    ) -> Option<Job> {
+    pub(super) fn push(&mut self, piece: Piece, judge: &Judgement<'_>, out: &mut Outgoing) -> Option<Job> {
         self.digest.update(&piece.bytes);
         match &mut self.way {
             Way::Header(composer) => {
@@ -169,12 +169,12 @@ impl Incoming {
         self.message_id = composed.message_id.as_deref().map_or(0, |id| judge.keys.message_id(id));
         if !self.fetch.to_postmaster {
             if composed.own_trace {
-                self.rule = Some((Rule::Loop, "it carries our own trace header: it has been here before".into()));
-            } else if composed.hops > judge.hop_limit {
-                self.rule = Some((
-                    Rule::Loop,
-                    format!("it has {} Received headers (limit {}): a mail loop", composed.hops, judge.hop_limit),
-                ));
+                self.rule =
+                    Some((Rule::Loop, "it carries our own trace header: it has been here before".into()));
+            } else if composed.hops > MAX_HOPS {
+                let why =
+                    format!("it has {} Received headers (limit {MAX_HOPS}): a mail loop", composed.hops);
+                self.rule = Some((Rule::Loop, why));
             } else if judge.known.binary_search(&self.message_id).is_ok() {
                 self.rule = Some((Rule::KnownMessageId, String::new()));
             }
@@ -183,8 +183,9 @@ impl Incoming {
             self.discard();
             return;
         }
+        self.growth = composed.growth;
         self.envelope = Some(Envelope {
-            sender: composed.return_path,
+            sender: composed.sender,
             recipients: vec![judge.recipient.clone()],
             size: None,
             utf8_header: composed.utf8,
@@ -203,8 +204,7 @@ impl Incoming {
             return None;
         }
         let mut envelope = self.envelope.take()?;
-        // Our own trace makes the message a little larger than LIST says.
-        envelope.size = self.fetch.size.map(|size| size.saturating_add(512));
+        envelope.size = self.fetch.size.map(|size| size.saturating_add_signed(self.growth));
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
         for piece in self.held.drain(..) {
             out.push(&sender, Part::Data(piece));
@@ -216,29 +216,24 @@ impl Incoming {
 
     /// The message has ended; `octets` as the server counts them.
     pub(super) fn end(mut self, octets: u64, judge: &Judgement<'_>) -> Ended {
-        if let Way::Header(composer) = &mut self.way {
-            let composed = composer.finish();
-            self.judge(composed, judge);
-        }
-        let taken = Taken {
-            octets,
-            message_id: self.message_id,
-            digest: self.digest.finish(),
-            fetch: self.fetch,
+        self.way = match self.way {
+            Way::Header(composer) => {
+                self.way = Way::Discard;
+                let composed = composer.finish();
+                self.judge(composed, judge);
+                self.way
+            }
+            way => way,
         };
+        let taken =
+            Taken { octets, message_id: self.message_id, digest: self.digest.finish(), fetch: self.fetch };
         let way = match (self.way, self.rule) {
             (_, Some((rule, why))) => EndedWay::Ruled(rule, why),
             (Way::Stream(sender), None) => EndedWay::Streamed(self.id, sender),
             (_, None) => match self.envelope {
                 Some(mut envelope) => {
-                    envelope.size = Some(
-                        self.held.iter().map(|piece| piece.bytes.len() as u64 - u64::from(piece.stuffed)).sum(),
-                    );
-                    EndedWay::Whole(Job {
-                        id: self.id,
-                        envelope,
-                        content: Content::Whole(self.held.into()),
-                    })
+                    envelope.size = Some(self.held.iter().map(|piece| piece.unstuffed_len() as u64).sum());
+                    EndedWay::Whole(Job { id: self.id, envelope, content: Content::Whole(self.held.into()) })
                 }
                 None => EndedWay::Void,
             },
@@ -308,10 +303,4 @@ impl Outgoing {
             }
         }
     }
-}
-
-/// Escapes and caps what servers say, for status and logs.
-pub(super) fn shown(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text.get(..text.len().min(400)).unwrap_or_default());
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).take(200).collect()
 }

@@ -12,8 +12,8 @@ use super::ports::{LedgerStore, MailSink, Observer, Secrets, Stage};
 use super::report::{Counters, PollError, Report, Scope};
 use super::route;
 use super::session::{self, Checked, Maildrop, Session};
-use super::work::{Work, wanted};
 use super::transfer::{Context, End, Transfer, ledger_error};
+use super::work::{Work, wanted};
 use crate::domain::code::Code;
 use crate::domain::ledger::{Change, Findings, Ledger, SurveyPolicy};
 use crate::domain::work::{Endpoint, OnUidChange, Settings, WorkItem};
@@ -37,6 +37,9 @@ pub struct Engine {
     pub observer: Arc<dyn Observer>,
     /// This host's name, for trace headers.
     pub host_name: Arc<str>,
+    /// Marks this installation's trace headers; see
+    /// [`crate::message::TraceContext::key`].
+    pub trace_key: [u8; 16],
 }
 
 /// What a poll carries from one of its sessions to the next.
@@ -125,9 +128,14 @@ impl Engine {
             plan.progress = false;
             let session = session::open(self, item, settings, &mut plan).await?;
             tally.login_delay = session.login_delay;
-            match self.session(item, settings, session, &mut batch, &mut plan, tally, until, &mut stop).await? {
+            match self
+                .session(item, settings, session, &mut batch, &mut plan, tally, until, &mut stop)
+                .await?
+            {
                 End::Complete => return Ok(()),
-                End::Again if number > 0 && !plan.progress && plan.strikes.values().all(|strikes| *strikes > 1) => {
+                End::Again
+                    if number > 0 && !plan.progress && plan.strikes.values().all(|strikes| *strikes > 1) =>
+                {
                     break;
                 }
                 End::Again => {}
@@ -171,7 +179,9 @@ impl Engine {
         let maildrop = session.survey(item, ledger.survey(policy)).await?;
         let mut work = Work::default();
         match maildrop {
-            Maildrop::Listed(findings) if findings.all_changed && item.on_uid_change == OnUidChange::Pause => {
+            Maildrop::Listed(findings)
+                if findings.all_changed && item.on_uid_change == OnUidChange::Pause =>
+            {
                 return Err(uids_changed(ledger.kept(), &findings));
             }
             Maildrop::Listed(mut findings) => {
@@ -199,7 +209,7 @@ impl Engine {
         let route = route::route(item, settings.timeouts)?;
         let recipient = route::recipient(item, &route)?;
         let postmaster = item.postmaster.clone().map(|to| route::to_mailbox(to, route.via));
-        let trace = session.trace(item, &self.host_name, &keys, now);
+        let trace = session.trace(item, self, &recipient);
         let pipelining = session.pipelining;
         let context = Context {
             item,
@@ -217,14 +227,18 @@ impl Engine {
         };
         let courier = self.sink.open(route);
         plan.left_cleanly = false;
-        let end =
-            Transfer::new(context, session.client, courier, batch, plan, tally).run(queue, deletions, stop).await?;
+        let end = Transfer::new(context, session.client, courier, batch, plan, tally)
+            .run(queue, deletions, stop)
+            .await?;
         for change in pruning {
             batch.add(change, None);
         }
         if without_uids && plan.left_cleanly {
             // No listing will ever show that they are gone.
-            let gone: Vec<u64> = batch.ledger().map(|ledger| ledger.iter().map(|(hash, _)| hash).collect()).unwrap_or_default();
+            let gone: Vec<u64> = batch
+                .ledger()
+                .map(|ledger| ledger.iter().map(|(hash, _)| hash).collect())
+                .unwrap_or_default();
             for hash in gone {
                 batch.add(Change::Forget { hash }, None);
             }

@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::incoming::Fetch;
 use super::poll::{Engine, Plan};
 use super::ports::{SecretError, Secrets};
 use super::report::{PollError, Scope};
 use crate::domain::code::Code;
-use crate::domain::ledger::{Findings, Ledger, Survey, SurveyPolicy};
+use crate::domain::envelope::Recipient;
+use crate::domain::ledger::{Findings, Survey};
 use crate::domain::work::{SecretRef, Settings, TlsMode, TlsPolicy, WorkItem};
-use crate::message::TraceContext;
-use crate::net::{AddressPolicy, ConnectOptions, Stream, TlsMaterial};
-use crate::pop3::{Client, Command, Credentials, Deadlines, Event, LoginPolicy, Mechanism};
+use crate::message::{Trace, TraceContext};
+use crate::net::{ConnectOptions, Stream, TlsMaterial};
+use crate::pop3::{Client, Command, Credentials, Deadlines, Error, Event, LoginPolicy, Mechanism, Question};
 
 /// A session after its login.
 pub(super) struct Session {
@@ -45,7 +45,7 @@ pub struct Checked {
     /// The TLS version, if TLS is used.
     pub tls: Option<&'static str>,
     /// How the login was done.
-    pub mechanism: &'static str,
+    pub mechanism: Mechanism,
 }
 
 /// What a maildrop holds.
@@ -69,8 +69,8 @@ pub(super) async fn open(
     let material = tls_material(&*engine.secrets, &item.remote.tls).await?;
     let password = secret(&*engine.secrets, &item.remote.password).await?;
     let knew = plan.without_capa;
-    let credentials = Credentials::new(item.remote.account.to_string(), password)
-        .map_err(|error| local(Code::SecretInvalid, error.to_string()))?;
+    let credentials = Credentials { user: item.remote.account.to_string(), password };
+    credentials.validate().map_err(|error| local(Code::SecretInvalid, error.to_string()))?;
     let client = match connect(engine, item, settings, &material, plan).await {
         // The server hung up on CAPA: it is not asked again.
         Err(_) if plan.without_capa && !knew => connect(engine, item, settings, &material, plan).await?,
@@ -180,30 +180,35 @@ impl Session {
         item: &WorkItem,
         mut survey: Survey<'_>,
     ) -> Result<Maildrop, PollError> {
-        let surveyed = self
-            .client
-            .survey(self.asks_capa, |line| match line {
-                Some((number, uid)) => survey.see(number, uid),
-                None => survey.void_line(),
-            })
-            .await
-            .map_err(|error| protocol(&error))?;
-        let capabilities = self.client.known_capabilities();
-        self.pipelining = capabilities.pipelining;
-        self.login_delay = capabilities.login_delay;
-        self.messages = surveyed.stat.messages;
-        self.octets = surveyed.stat.octets;
-        match surveyed.uidl {
-            Ok(_) => Ok(Maildrop::Listed(survey.finish())),
-            Err(refusal) if item.leave => Err(PollError {
+        let questions = [Question::Capabilities, Question::Stat, Question::Uidl];
+        self.client.ahead(if self.asks_capa { &questions } else { &questions[1..] });
+        if self.asks_capa {
+            // It may say more, or less, than before the login.
+            self.client.capabilities().await.map_err(|error| protocol(&error))?;
+        }
+        if let Some(known) = self.client.known_capabilities() {
+            self.pipelining = known.pipelining;
+            self.login_delay = known.login_delay;
+        }
+        let stat = self.client.stat().await.map_err(|error| protocol(&error))?;
+        (self.messages, self.octets) = (stat.messages, stat.octets);
+        match self.client.uidl(|number, uid| survey.see(number, uid)).await {
+            Ok(listing) => {
+                if listing.void_lines > 0 {
+                    survey.void_line();
+                }
+                Ok(Maildrop::Listed(survey.finish()))
+            }
+            Err(Error::Unsupported { reply, .. }) if item.leave => Err(PollError {
                 code: Code::UidlMissing,
                 message: format!(
-                    "the server has no UIDL ({refusal}), so messages that are left there cannot be told from new \
+                    "the server has no UIDL ({reply}), so messages that are left there cannot be told from new \
                      ones: set spec.leave to false for this record"
                 ),
                 scope: Scope::Account,
             }),
-            Err(_) => Ok(Maildrop::Counted(surveyed.stat.messages)),
+            Err(Error::Unsupported { .. }) => Ok(Maildrop::Counted(stat.messages)),
+            Err(error) => Err(protocol(&error)),
         }
     }
 
@@ -222,10 +227,11 @@ impl Session {
                 self.client.send(Command::ListOne(*number));
             }
             while self.client.in_flight() > 0 {
-                if let Event::Reply { reply, .. } = self.client.event().await.map_err(|error| protocol(&error))?
-                    && let Some((number, size)) = reply.scan_listing()
+                if let Event::Reply { reply, .. } =
+                    self.client.event().await.map_err(|error| protocol(&error))?
+                    && let Some((number, size)) = reply.numbers()
                 {
-                    sizes.insert(number, size);
+                    sizes.extend(u32::try_from(number).ok().map(|number| (number, size)));
                 }
             }
         } else {
@@ -235,17 +241,24 @@ impl Session {
                 }
             });
             match listed.await {
-                Ok(_) | Err(crate::pop3::Error::Refused { .. } | crate::pop3::Error::Unsupported { .. }) => {}
+                Ok(_) | Err(Error::Refused { .. } | Error::Unsupported { .. }) => {}
                 Err(error) => return Err(protocol(&error)),
             }
         }
         Ok(sizes)
     }
 
-    /// What the trace header says of this session.
-    pub(super) fn trace(&self, item: &WorkItem, host_name: &Arc<str>, keys: &Ledger, now: i64) -> TraceContext {
-        let _ = (item, host_name, keys, now, self.peer, self.tls);
-        todo!()
+    /// The trace header of this session's messages.
+    pub(super) fn trace(&self, item: &WorkItem, engine: &Engine, recipient: &Recipient) -> Arc<Trace> {
+        Arc::new(Trace::new(&TraceContext {
+            remote_host: Arc::clone(&item.remote.host),
+            remote_address: self.peer,
+            host_name: Arc::clone(&engine.host_name),
+            encrypted: self.tls.is_some(),
+            account: item.account.clone(),
+            recipients: vec![recipient.address.clone()],
+            key: engine.trace_key,
+        }))
     }
 
     /// What `rpop check` shows of it.
@@ -255,7 +268,7 @@ impl Session {
             octets: self.octets,
             unseen,
             tls: self.tls,
-            mechanism: self.mechanism.as_str(),
+            mechanism: self.mechanism,
         }
     }
 }
@@ -288,7 +301,7 @@ fn local(code: Code, message: String) -> PollError {
 }
 
 /// A failure of the POP3 side.
-pub(super) fn protocol(error: &crate::pop3::Error) -> PollError {
+pub(super) fn protocol(error: &Error) -> PollError {
     let scope = match error.scope() {
         crate::pop3::Scope::Host => Scope::Host,
         crate::pop3::Scope::Account => Scope::Account,

@@ -81,7 +81,8 @@ impl Work {
                 Some(Told::Waiting) => tally.counters.in_quarantine += 1,
                 Some(Told::Delete(entry)) => {
                     let entry = Entry { state: State::Deleting, ..entry };
-                    self.durable_deletions.push((Change::Put { uid: candidate.uid, entry }, candidate.number));
+                    self.durable_deletions
+                        .push((Change::Put { uid: candidate.uid, entry }, candidate.number));
                 }
                 Some(Told::Fetch) | None => self.queue.push(Fetch {
                     number: candidate.number,
@@ -124,8 +125,9 @@ impl Work {
         now: i64,
     ) {
         if let Some(limit) = item.limits.message_size {
-            let (fit, large): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut self.queue).into_iter().partition(|fetch| fetch.size.unwrap_or(0) <= limit);
+            let (fit, large): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue)
+                .into_iter()
+                .partition(|fetch| fetch.size.unwrap_or(0) <= limit);
             self.queue = fit;
             for fetch in large {
                 self.refuse_large(fetch, limit, item, tally, observer, now);
@@ -158,7 +160,9 @@ impl Work {
             (OnReject::Discard, uid) => {
                 tally.counters.rejected += 1;
                 match uid {
-                    Some(uid) if item.leave => self.changes.push(Change::Put { uid, entry: entry(State::Kept) }),
+                    Some(uid) if item.leave => {
+                        self.changes.push(Change::Put { uid, entry: entry(State::Kept) })
+                    }
                     Some(uid) => self
                         .durable_deletions
                         .push((Change::Put { uid, entry: entry(State::Deleting) }, fetch.number)),

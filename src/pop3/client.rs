@@ -131,6 +131,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
         &self.greeting
     }
 
+    /// The stream below, to ask about: not to read or write.
+    pub fn stream(&self) -> &S {
+        self.io.stream()
+    }
+
+    /// What [`Client::capabilities`] found last.
+    pub fn known_capabilities(&self) -> Option<&Capabilities> {
+        self.capabilities.as_ref()
+    }
+
     /// The stream, whatever state the session is in.
     pub fn into_inner(self) -> S {
         self.io.into_inner()

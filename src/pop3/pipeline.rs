@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::client::{Client, no_status};
 use super::error::Error;
-use super::reply::{Reply, shown};
+use super::reply::{Reply, Status, shown};
 use super::transport::{Ended, Watch};
 use crate::domain::wire::{Decoder, Piece, Tally};
 
@@ -198,7 +198,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
             Err(()) => return Err(no_status(command.verb(), &self.io.input)),
         };
         tracing::debug!(target: "rpop::transcript", "<< {}", shown(&line));
-        let reply = Reply::parse(&line).ok_or_else(|| no_status(command.verb(), &line))?;
+        let reply = match Reply::parse(&line) {
+            Some(reply) => reply,
+            // A deletion that is answered with rubbish has not happened; that
+            // is no reason to give up those that did.
+            None if matches!(command, Command::Dele(_)) => {
+                Reply { status: Status::Err, code: None, text: line }
+            }
+            None => return Err(no_status(command.verb(), &line)),
+        };
         match command {
             Command::Retr(number) if reply.is_ok() => {
                 self.io.flow();

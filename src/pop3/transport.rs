@@ -139,6 +139,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transport<S> {
         &self.deadlines
     }
 
+    pub(super) fn stream(&self) -> &S {
+        &self.stream
+    }
+
     pub(super) fn into_inner(self) -> S {
         self.stream
     }

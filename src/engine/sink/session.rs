@@ -315,11 +315,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         loop {
             let mut moved = false;
             while let Poll::Ready(reply) = self.wire.poll_reply(cx) {
-                let reply = reply.map_err(|error| Lost {
-                    error,
-                    farewell: self.farewell,
-                    aborted: false,
-                })?;
+                let reply = reply.map_err(|error| Lost { error, farewell: self.farewell, aborted: false })?;
                 self.heard += 1;
                 self.progress = Instant::now();
                 moved = true;
@@ -342,7 +338,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 self.progress = Instant::now();
                 moved = true;
             }
-            if self.transactions.is_empty() && self.expected.is_empty() && self.wire.backlog() == 0 && !moved {
+            if self.transactions.is_empty() && self.expected.is_empty() && self.wire.backlog() == 0 && !moved
+            {
                 return Poll::Ready(Ok(()));
             }
             if !moved {
@@ -398,8 +395,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             .collect();
         // How many replies an LMTP server gives to a refused BDAT LAST with
         // several recipients is told by no document: there DATA is used.
-        let chunked =
-            self.extensions.chunking && (self.terms.protocol == Protocol::Smtp || recipients == 1);
+        let chunked = self.extensions.chunking && (self.terms.protocol == Protocol::Smtp || recipients == 1);
         // Of DATA there is never more than one message in flight.
         let weight = match &content {
             Content::Whole(pieces) if chunked => pieces.iter().map(|piece| piece.bytes.len() as u64).sum(),

@@ -2,21 +2,23 @@
 //! session.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::batch::Batch;
-use super::incoming::{Ended, EndedWay, Fetch, Incoming, Judgement, Outgoing, Rule, Taken, shown};
+use super::incoming::{Ended, EndedWay, Fetch, Incoming, Judgement, Outgoing, Rule, Taken};
 use super::poll::{Plan, Tally};
-use super::ports::{Courier, Job, Observer, Part, Stage, Via};
+use super::ports::{Courier, Job, LedgerError, Observer, Outcome, Part, Stage, Via};
 use super::report::{PollError, Scope};
 use crate::domain::code::Code;
 use crate::domain::envelope::Recipient;
 use crate::domain::ledger::{Ledger, Twins};
+use crate::domain::wire;
 use crate::domain::work::WorkItem;
-use crate::message::TraceContext;
+use crate::message::Trace;
 use crate::net::Stream;
 use crate::pop3::{Client, Command, Event, Reply};
 
@@ -38,8 +40,6 @@ const KEEPALIVE: Duration = Duration::from_secs(25);
 const DEFERRALS: u32 = 5;
 /// Refusals of the recipient for good, likewise.
 const REFUSALS: u32 = 10;
-/// Received headers at which a message is taken for a loop.
-const HOPS: u32 = 50;
 
 /// How a session ended.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ pub(super) struct Context<'a> {
     pub(super) postmaster: Option<Recipient>,
     pub(super) via: Via,
     pub(super) observer: &'a dyn Observer,
-    pub(super) trace: TraceContext,
+    pub(super) trace: Arc<Trace>,
     /// An empty ledger with the keys of the record's: that one may be out on a
     /// commit.
     pub(super) keys: Ledger,
@@ -79,8 +79,22 @@ impl Context<'_> {
             Some(postmaster) if fetch.to_postmaster => postmaster,
             _ => &self.recipient,
         };
-        Judgement { keys: &self.keys, recipient, hop_limit: HOPS, known: &self.known }
+        Judgement { keys: &self.keys, recipient, known: &self.known }
     }
+}
+
+/// What has happened.
+enum Step {
+    /// Something that calls for no more than another look.
+    Moved,
+    Outcome(Outcome),
+    CourierGone,
+    Committed(Result<Vec<u32>, LedgerError>),
+    /// The destination wants no more of a stream.
+    StreamGone(mpsc::Sender<Part>),
+    Event(Result<Event, crate::pop3::Error>),
+    /// The POP3 side has not heard from us for long.
+    Quiet,
 }
 
 /// A message that the destination has, or is about to have.
@@ -197,7 +211,11 @@ impl<'a> Transfer<'a> {
             if self.batch.is_due(self.handed.len(), idle) {
                 self.batch.start();
             }
-            if idle && self.batch.uncommitted() == 0 && self.client.in_flight() == 0 && self.deletions.is_empty() {
+            if idle
+                && self.batch.uncommitted() == 0
+                && self.client.in_flight() == 0
+                && self.deletions.is_empty()
+            {
                 return Ok(self.end());
             }
             let reading = self.client.in_flight() > 0 && !self.is_full();
@@ -205,43 +223,47 @@ impl<'a> Transfer<'a> {
             let commit_at = self.batch.due_in().map(|wait| Instant::now() + wait);
             let keepalive = self.heard + KEEPALIVE;
             let keep_alive = self.client.in_flight() == 0;
-            let Self { client, courier, batch, out, ready, .. } = self;
-            tokio::select! {
+            let (stopping, until) = (self.stopping, self.context.until);
+            let Self { client, courier, batch, out, ready, handed, .. } = &mut *self;
+            let step = tokio::select! {
                 biased;
-                outcome = courier.outcomes.recv() => match outcome {
-                    Some(outcome) => self.on_outcome(outcome),
-                    None => self.on_courier_gone(),
-                },
-                numbers = batch.committed(), if batch.is_running() => {
-                    let numbers = numbers.map_err(|error| ledger_error(&error))?;
-                    self.deletions.extend(numbers);
-                }
+                outcome = courier.outcomes.recv() => outcome.map_or(Step::CourierGone, Step::Outcome),
+                committed = batch.committed(), if batch.is_running() => Step::Committed(committed),
                 permit = courier.jobs.reserve(), if room > 0 && !ready.is_empty() => {
                     match (permit, ready.pop_front()) {
-                        (Ok(permit), Some((job, handed))) => {
-                            self.handed.insert(job.id, handed);
+                        (Ok(permit), Some((job, message))) => {
+                            handed.insert(job.id, message);
                             permit.send(job);
+                            Step::Moved
                         }
-                        _ => self.on_courier_gone(),
+                        _ => Step::CourierGone,
                     }
                 }
-                gone = out.advance(), if !out.is_empty() => {
-                    if let Some(sender) = gone {
-                        self.on_stream_gone(&sender);
+                gone = out.advance(), if !out.is_empty() => gone.map_or(Step::Moved, Step::StreamGone),
+                event = client.event(), if reading => Step::Event(event),
+                () = sleep_until(commit_at.unwrap_or(keepalive)), if commit_at.is_some() => Step::Moved,
+                changed = stop.changed(), if watching && !stopping => {
+                    watching = changed.is_ok();
+                    Step::Moved
+                }
+                () = sleep_until(until), if !stopping => Step::Moved,
+                () = sleep_until(keepalive), if keep_alive => Step::Quiet,
+            };
+            match step {
+                Step::Moved => {}
+                Step::Outcome(outcome) => self.on_outcome(outcome),
+                Step::CourierGone => self.on_courier_gone(),
+                Step::Committed(numbers) => {
+                    self.deletions.extend(numbers.map_err(|error| ledger_error(&error))?);
+                }
+                Step::StreamGone(sender) => self.on_stream_gone(&sender),
+                Step::Event(Ok(event)) => {
+                    if let Some(end) = self.on_event(event).await? {
+                        return Ok(end);
                     }
                 }
-                event = client.event(), if reading => match event {
-                    Ok(event) => {
-                        if let Some(end) = self.on_event(event).await? {
-                            return Ok(end);
-                        }
-                    }
-                    Err(error) => return self.on_broken(&error),
-                },
-                () = sleep_until(commit_at.unwrap_or(keepalive)), if commit_at.is_some() => {}
-                changed = stop.changed(), if watching && !self.stopping => watching = changed.is_ok(),
-                () = sleep_until(self.context.until), if !self.stopping => {}
-                () = sleep_until(keepalive), if keep_alive => {
+                Step::Event(Err(error)) => return self.on_broken(&error),
+                Step::Quiet => {
                     self.heard = Instant::now();
                     self.client.send(Command::Noop);
                 }
@@ -342,7 +364,8 @@ impl<'a> Transfer<'a> {
                 };
                 let id = self.next_id;
                 self.next_id += 1;
-                let mut incoming = Incoming::new(id, fetch, self.context.trace.clone(), &self.context.keys);
+                let mut incoming =
+                    Incoming::new(id, fetch, Arc::clone(&self.context.trace), &self.context.keys);
                 if self.draining || self.failed.is_some() {
                     incoming.discard();
                 }
@@ -361,18 +384,25 @@ impl<'a> Transfer<'a> {
                     }
                 }
             }
-            Event::End(end) => self.on_end(end.octets, end.lines).await?,
+            Event::End(end) => self.on_end(end.tally).await?,
             Event::Reply { command, reply } => return self.on_reply(command, &reply).await,
         }
-        if self.out_of_step() { self.give_up_message("the server is out of step").map(Some) } else { Ok(None) }
+        if self.out_of_step() {
+            self.give_up_message("the server is out of step").map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// In careful fetching nothing may follow a message unasked.
     fn out_of_step(&self) -> bool {
-        self.plan.careful && self.unconfirmed.is_some() && self.confirmations_due == 0 && self.client.unsolicited()
+        self.plan.careful
+            && self.unconfirmed.is_some()
+            && self.confirmations_due == 0
+            && self.client.unsolicited()
     }
 
-    async fn on_end(&mut self, octets: u64, lines: u64) -> Result<(), PollError> {
+    async fn on_end(&mut self, tally: wire::Tally) -> Result<(), PollError> {
         let (Some(current), Some(fetch)) = (self.current.take(), self.in_flight.pop_front()) else {
             return Err(internal("a message ends that did not begin"));
         };
@@ -382,7 +412,8 @@ impl<'a> Transfer<'a> {
             self.again.push(fetch);
             return Ok(());
         }
-        let agrees = fetch.size.is_some_and(|size| size == octets || size + lines == octets);
+        let octets = tally.octets;
+        let agrees = fetch.size.is_some_and(|size| tally.agrees_with(size));
         if !agrees && !self.plan.careful {
             tracing::debug!(record = %self.context.item.key, number = fetch.number, size = fetch.size, octets,
                 "size differs from LIST: fetching singly");
@@ -433,7 +464,7 @@ impl<'a> Transfer<'a> {
                     if self.draining {
                         self.again.push(fetch);
                     } else {
-                        let why = format!("the server refused to hand it over: {}", shown(reply.text()));
+                        let why = format!("the server refused to hand it over: {}", reply);
                         self.quarantine(&fetch, "retrieve", &why, None);
                     }
                 }
@@ -474,7 +505,8 @@ impl<'a> Transfer<'a> {
                 if known {
                     self.out.withdraw(&sender);
                 } else {
-                    let waiting = self.ready.iter_mut().find(|(job, _)| job.id == id).map(|(_, handed)| handed);
+                    let waiting =
+                        self.ready.iter_mut().find(|(job, _)| job.id == id).map(|(_, handed)| handed);
                     if let Some(handed) = self.handed.get_mut(&id).or(waiting) {
                         handed.taken = Some(taken);
                         self.out.push(&sender, Part::End);
@@ -521,14 +553,17 @@ impl<'a> Transfer<'a> {
         });
         match fetch.or_else(|| self.in_flight.pop_front()) {
             Some(fetch) => {
-                self.quarantine(&fetch, "out-of-step", &format!("{why}: the message did not come whole"), None);
+                self.quarantine(
+                    &fetch,
+                    "out-of-step",
+                    &format!("{why}: the message did not come whole"),
+                    None,
+                );
                 Ok(End::Again)
             }
-            None => Err(PollError {
-                code: Code::ProtocolError,
-                message: why.to_owned(),
-                scope: Scope::Account,
-            }),
+            None => {
+                Err(PollError { code: Code::ProtocolError, message: why.to_owned(), scope: Scope::Account })
+            }
         }
     }
 
@@ -541,7 +576,7 @@ impl<'a> Transfer<'a> {
         let Some(fetch) = unconfirmed.or_else(|| self.in_flight.front().cloned()) else { return Err(failed) };
         let strikes = self.plan.strikes.entry(fetch.clone().uid.ok_or(fetch.number)).or_default();
         *strikes += 1;
-        if *strikes > 1 || error.is_glued_terminator() {
+        if *strikes > 1 || is_glued(error) {
             self.quarantine(&fetch, "broken", &failed.message, None);
         } else {
             self.plan.careful = true;
@@ -551,7 +586,9 @@ impl<'a> Transfer<'a> {
 
     /// Gives up what was not confirmed: nothing of it is delivered.
     fn abandon_unconfirmed(&mut self) {
-        for ended in [self.current.take().and_then(|current| current.stream().cloned()), None].into_iter().flatten() {
+        for ended in
+            [self.current.take().and_then(|current| current.stream().cloned()), None].into_iter().flatten()
+        {
             self.out.withdraw(&ended);
         }
         if let Some(Ended { way: EndedWay::Streamed(_, sender), .. }) = self.unconfirmed.take() {
@@ -565,7 +602,9 @@ impl<'a> Transfer<'a> {
         match self.client.event().await {
             Ok(Event::Reply { reply, .. }) if reply.is_ok() => self.plan.left_cleanly = true,
             // The deletions may not have happened: the ledger still knows them.
-            Ok(_) => self.tally.note("the server refused QUIT: what it should delete is deleted by the next poll"),
+            Ok(_) => {
+                self.tally.note("the server refused QUIT: what it should delete is deleted by the next poll")
+            }
             Err(error) => tracing::debug!(record = %self.context.item.key, "no answer to QUIT: {error}"),
         }
     }
@@ -575,6 +614,11 @@ impl<'a> Transfer<'a> {
 /// that the server forgets the deletions.
 pub(super) fn ledger_error(error: &super::ports::LedgerError) -> PollError {
     PollError { code: error.code(), message: error.to_string(), scope: Scope::Local }
+}
+
+/// The terminator is there, but not on a line of its own.
+fn is_glued(error: &crate::pop3::Error) -> bool {
+    matches!(error, crate::pop3::Error::Stalled { ends_with_dot_crlf: true, .. })
 }
 
 fn internal(what: &str) -> PollError {

@@ -1,13 +1,14 @@
 //! What becomes of a message: the destination's answers, the rules, and what
 //! the ledger is told of them.
 
-use super::super::incoming::{Fetch, Taken, shown};
+use super::super::incoming::{Fetch, Taken};
 use super::super::ports::{Outcome, Undelivered, Verdict};
 use super::super::report::{PollError, Scope};
 use super::{DEFERRALS, Handed, REFUSALS, Transfer, ledger_error};
 use crate::domain::code::Code;
 use crate::domain::ledger::{Action, Change, Entry, State, Twin, day_of};
 use crate::domain::work::OnReject;
+use crate::pop3::shown;
 
 impl Transfer<'_> {
     /// Whether a message that its UID does not tell apart was taken before;
@@ -105,7 +106,10 @@ impl Transfer<'_> {
                     self.tally.note(&format!("refused for now: {refusal}"));
                     self.bad_streak.0 += 1;
                     if self.bad_streak.0 >= DEFERRALS {
-                        self.fail(Code::DestinationUnavailable, &format!("the destination refuses for now: {refusal}"));
+                        self.fail(
+                            Code::DestinationUnavailable,
+                            &format!("the destination refuses for now: {refusal}"),
+                        );
                     }
                 }
                 Some(Verdict::Refused(refusal)) => {
@@ -164,7 +168,13 @@ impl Transfer<'_> {
         }
     }
 
-    pub(super) fn quarantine(&mut self, fetch: &Fetch, reason: &'static str, why: &str, taken: Option<&Taken>) {
+    pub(super) fn quarantine(
+        &mut self,
+        fetch: &Fetch,
+        reason: &'static str,
+        why: &str,
+        taken: Option<&Taken>,
+    ) {
         if fetch.uid.is_none() {
             // Without a UID it cannot be remembered beyond this poll.
             self.plan.skip.insert(fetch.number);
