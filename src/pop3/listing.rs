@@ -23,9 +23,9 @@ pub(super) struct Endless;
 /// Reads the lines of a multi-line response that are meant to be short.
 #[derive(Debug)]
 pub(super) struct Lines {
-    max_line: usize,
-    max_lines: u64,
-    seen: u64,
+    longest: usize,
+    /// Lines that may still come.
+    left: u64,
     octets: u64,
     /// In a line that is too long.
     skipping: bool,
@@ -45,7 +45,7 @@ impl Lines {
     const MAX_OCTETS: u64 = 1 << 30;
 
     pub(super) fn new(max_line: usize, max_lines: u64, bare: bool) -> Self {
-        Self { max_line, max_lines, seen: 0, octets: 0, skipping: false, bare, ended: true, scanned: 0 }
+        Self { longest: max_line, left: max_lines, octets: 0, skipping: false, bare, ended: true, scanned: 0 }
     }
 
     /// Passes on the complete lines of `input` and takes them away from it.
@@ -70,11 +70,8 @@ impl Lines {
                 ended = true;
                 break;
             }
-            self.seen += 1;
-            if self.seen > self.max_lines {
-                return Err(Endless);
-            }
-            let too_long = std::mem::take(&mut self.skipping) || line.len() > self.max_line;
+            self.left = self.left.checked_sub(1).ok_or(Endless)?;
+            let too_long = std::mem::take(&mut self.skipping) || line.len() > self.longest;
             see((!too_long).then_some(line));
             self.ended = whole;
         }
@@ -84,7 +81,7 @@ impl Lines {
             return Ok(true);
         }
         self.scanned = input.len();
-        if self.scanned > self.max_line + 1 {
+        if self.scanned > self.longest + 1 {
             // Its last octet stays: it may be the CR of the line's end.
             self.skipping = true;
             self.octets += (self.scanned - 1) as u64;

@@ -30,3 +30,6 @@ pub use listing::Listing;
 pub use pipeline::{BodyEnd, Command, Event};
 pub use reply::{Reply, ResponseCode, Status, shown};
 pub use transport::Deadlines;
+
+#[cfg(test)]
+mod tests;

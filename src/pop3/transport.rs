@@ -28,7 +28,7 @@ pub struct Deadlines {
 
 impl Deadlines {
     /// Over which the floor is averaged.
-    pub const WINDOW: Duration = Duration::from_secs(60);
+    pub const WINDOW: Duration = Duration::from_mins(1);
 
     /// With the floor of 1 KiB a second.
     pub fn new(reply: Duration, data: Duration) -> Self {
