@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use crate::domain::code::Code;
 use crate::domain::work::{Endpoint, MailHost, SecretRef, Timeouts, TlsMode};
 use crate::smtp::client::{Client, Credentials, Protocol};
 use crate::smtp::extension::Extensions;
+use crate::smtp;
 use crate::smtp::wire::Wire;
-use crate::smtp::{self};
 
 /// Why no mail can be sent over a connection, or none can be had.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,14 +37,14 @@ pub trait Dial: Send + Sync + 'static {
     /// What is connected.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// Connects; with [`TlsMode::Implicit`] also makes the handshake.
+    /// Connects, without TLS.
     fn connect(
         &self,
         host: &MailHost,
         within: Duration,
     ) -> impl Future<Output = Result<Self::Stream, Trouble>> + Send;
 
-    /// Makes the TLS handshake behind STARTTLS.
+    /// Makes the TLS handshake, at once or behind STARTTLS.
     fn secure(
         &self,
         stream: Self::Stream,
@@ -113,7 +114,12 @@ async fn attempt<D: Dial>(
 ) -> Result<(Wire<D::Stream>, Extensions), Trouble> {
     let trouble = |error: smtp::Error| Trouble::new(code_of(&error), host, error);
     let name = host.ehlo_name.clone().unwrap_or_else(|| dial.host_name());
-    let stream = dial.connect(host, timeouts.connect).await?;
+    let begun = Instant::now();
+    let mut stream = dial.connect(host, timeouts.connect).await?;
+    if host.tls.mode == TlsMode::Implicit {
+        let left = timeouts.connect.saturating_sub(begun.elapsed());
+        stream = dial.secure(stream, host, left).await?;
+    }
     let mut secured = host.tls.mode == TlsMode::Implicit;
     let mut client = Client::greet(stream, protocol, timeouts.reply).await.map_err(trouble)?;
     let mut extensions = client.hello(&name).await.map_err(trouble)?;

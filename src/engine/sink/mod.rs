@@ -8,9 +8,9 @@
 
 mod courier;
 mod dial;
+mod network;
 mod pool;
 mod session;
-pub(crate) mod unstuff;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,12 +18,14 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 pub use dial::{Dial, Trouble};
+pub use network::Network;
 
 use self::courier::Way;
 use self::pool::Shelves;
 use self::session::Terms;
-use super::ports::{Courier, MailSink, Outcome, Route, Undelivered, Via};
+use super::ports::{Courier, MailSink, Outcome, Route, Secrets, Undelivered, Via};
 use crate::domain::code::Code;
+use crate::net::Connector;
 use crate::smtp::client::Protocol;
 
 /// Jobs that a courier's channel holds.
@@ -66,6 +68,24 @@ impl<D: Dial> MailSink for Pool<D> {
         let way = Way::new(Arc::clone(&self.dial), shelf, host.clone(), terms, outgoing);
         tokio::spawn(way.run(incoming));
         Courier { jobs, outcomes }
+    }
+}
+
+/// The pool over the real network.
+#[derive(Debug)]
+pub struct MailPool(Pool<Network>);
+
+impl MailPool {
+    /// An empty pool. `host_name` is what we call ourselves where a
+    /// destination sets no `ehloName`.
+    pub fn new(connector: Arc<Connector>, secrets: Arc<dyn Secrets>, host_name: Arc<str>) -> Self {
+        Self(Pool::over(Network::new(connector, secrets, host_name)))
+    }
+}
+
+impl MailSink for MailPool {
+    fn open(&self, route: Route) -> Courier {
+        self.0.open(route)
     }
 }
 

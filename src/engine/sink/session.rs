@@ -17,7 +17,6 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::unstuff::{Unstuffer, unstuffed_len};
 use crate::domain::envelope::{Envelope, Notify};
 use crate::domain::work::Timeouts;
 use crate::engine::ports::{Content, Job, Outcome, Part, Refusal, Undelivered, Verdict};
@@ -169,7 +168,8 @@ struct Transaction {
     touched: bool,
     /// BDAT, not DATA.
     chunked: bool,
-    unstuffer: Unstuffer,
+    /// What was sent of a stream ends a line.
+    line: bool,
     /// The position in the output behind the end of the message.
     end: Option<u64>,
     weight: u64,
@@ -419,7 +419,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             aborted: false,
             touched,
             chunked,
-            unstuffer: Unstuffer::default(),
+            line: true,
             end: None,
             weight,
         };
@@ -703,7 +703,7 @@ fn body<S: AsyncRead + AsyncWrite + Unpin>(
     pipelining: bool,
     cx: &mut Context<'_>,
 ) -> Result<bool, Lost> {
-    let Transaction { content, unstuffer, outstanding, chunked, touched, aborted, end, .. } = transaction;
+    let Transaction { content, line, outstanding, chunked, touched, aborted, end, .. } = transaction;
     let mut expect = |what: Expected| {
         expected.push_back(what);
         *outstanding += 1;
@@ -712,11 +712,11 @@ fn body<S: AsyncRead + AsyncWrite + Unpin>(
         Content::Whole(pieces) => {
             let pieces: Arc<[_]> = Arc::clone(pieces);
             if *chunked {
-                let length = unstuffed_len(&pieces);
+                let length = pieces.iter().map(|piece| piece.unstuffed_len() as u64).sum::<u64>();
                 let line = pieces.last().is_none_or(|piece| piece.bytes.ends_with(b"\n"));
                 wire.put(|out| command::bdat(out, length + if line { 0 } else { 2 }, true));
                 for piece in pieces.iter() {
-                    unstuffer.piece(piece, |octets| wire.push(octets));
+                    piece.unstuffed().for_each(|octets| wire.push(octets));
                 }
                 if !line {
                     wire.push(Bytes::from_static(b"\r\n"));
@@ -745,26 +745,26 @@ fn body<S: AsyncRead + AsyncWrite + Unpin>(
             };
             match part {
                 Some(Part::Data(piece)) if *chunked => {
-                    let mut slices = Vec::new();
-                    unstuffer.piece(&piece, |octets| slices.push(octets));
-                    let length = slices.iter().map(|octets| octets.len() as u64).sum::<u64>();
+                    let length = piece.unstuffed_len() as u64;
                     if length > 0 {
+                        *line = piece.bytes.ends_with(b"\n");
                         wire.put(|out| command::bdat(out, length, false));
-                        slices.into_iter().for_each(|octets| wire.push(octets));
+                        piece.unstuffed().for_each(|octets| wire.push(octets));
                         expect(Expected::Chunk);
                     }
                 }
                 Some(Part::Data(piece)) => {
-                    unstuffer.piece(&piece, drop);
+                    if !piece.is_empty() {
+                        *line = piece.bytes.ends_with(b"\n");
+                    }
                     wire.push(piece.bytes);
                 }
                 Some(Part::End) => {
-                    let line = unstuffer.ends_line();
                     if *chunked {
-                        wire.put(|out| command::bdat(out, if line { 0 } else { 2 }, true));
-                        wire.push(Bytes::from_static(if line { b"" } else { b"\r\n" }));
+                        wire.put(|out| command::bdat(out, if *line { 0 } else { 2 }, true));
+                        wire.push(Bytes::from_static(if *line { b"" } else { b"\r\n" }));
                     } else {
-                        wire.push(Bytes::from_static(if line { b".\r\n" } else { b"\r\n.\r\n" }));
+                        wire.push(Bytes::from_static(if *line { b".\r\n" } else { b"\r\n.\r\n" }));
                     }
                     expect(Expected::Last);
                     *end = Some(wire.queued());
