@@ -1,2 +1,5 @@
-//! local
+//! The engine's ports on one machine: manifests, ledgers, statuses and mail in
+//! files.
+
 pub mod maildir;
+pub mod manifests;
