@@ -3,4 +3,5 @@
 
 pub mod ports;
 pub mod report;
+pub mod scheduler;
 pub mod sink;
