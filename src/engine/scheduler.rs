@@ -127,15 +127,15 @@ pub enum Step {
 }
 
 /// Back-off ends here.
-pub const LONGEST_DELAY: Duration = Duration::from_secs(6 * 3600);
+pub const LONGEST_DELAY: Duration = Duration::from_hours(6);
 /// Overdue polls are spread over this, or over a fifth of their interval.
-pub const LONGEST_SPREAD: Duration = Duration::from_secs(60);
+pub const LONGEST_SPREAD: Duration = Duration::from_mins(1);
 /// The spread grows by this with each record: a handful needs none.
 const SPREAD_PER_RECORD: Duration = Duration::from_millis(20);
 /// The first wait when the destination or this machine is in trouble.
 pub const FIRST_LOCAL_DELAY: Duration = Duration::from_secs(30);
 /// A server asking for more than this with LOGIN-DELAY is not believed.
-pub const LONGEST_LOGIN_DELAY: Duration = Duration::from_secs(24 * 3600);
+pub const LONGEST_LOGIN_DELAY: Duration = Duration::from_hours(24);
 /// How long a session may hear nothing from a host not known to answer, once
 /// others wait for its processor.
 pub const PATIENCE: Duration = Duration::from_secs(3);

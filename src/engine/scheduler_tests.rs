@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 /// An arbitrary moment in 2026.
 const START: Moment = Moment(1_795_000_000_000);
 
