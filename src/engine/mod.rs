@@ -13,6 +13,7 @@ mod poll;
 pub mod ports;
 pub mod report;
 mod route;
+pub mod scheduler;
 mod session;
 pub mod sink;
 mod transfer;
