@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::os::unix::fs::chown;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::process::Daemon;
@@ -121,6 +121,14 @@ impl Postfix {
         self.daemon = None;
     }
 
+    /// Messages it has not passed on yet.
+    pub fn queued(&self) -> usize {
+        ["incoming", "active", "deferred", "maildrop", "hold"]
+            .iter()
+            .map(|queue| files(&self.path("queue").join(queue)))
+            .sum()
+    }
+
     /// What it logged lately.
     pub fn log(&self) -> String {
         super::tail(&self.path("log"))
@@ -129,6 +137,15 @@ impl Postfix {
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
+}
+
+fn files(folder: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let count = |entry: std::fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files(&entry.path()),
+        _ => 1,
+    };
+    entries.filter_map(Result::ok).map(count).sum()
 }
 
 impl Drop for Postfix {
