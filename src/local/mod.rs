@@ -1,1 +1,5 @@
-//! local
+//! The engine's ports on one machine: files in place of a cluster.
+
+pub mod ledger;
+pub mod state;
+pub mod status;
