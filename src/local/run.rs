@@ -20,6 +20,7 @@ use crate::engine::ports::{Observer, Pending, Stage, Via};
 use crate::engine::report::{Counters, PollError, Report, Scope};
 use crate::engine::scheduler::{End, Id, Moment, Past, Rules, Scheduler, Step, Timing};
 use crate::telemetry::http::Health;
+use crate::telemetry::logs;
 use crate::telemetry::metrics::{Metrics, RecordStates};
 
 /// From the first signal to the end of what has not ended by itself.
@@ -264,17 +265,18 @@ impl<P: Poller> Run<P> {
         run
     }
 
-    /// Polls until all is done (once) or a shutdown has ended. `changes` are
-    /// taken up live.
+    /// Polls until all is done (once) or a shutdown has ended. What comes
+    /// from `desires` is taken up live.
     pub async fn go(
         mut self,
         mut stop: watch::Receiver<Stage>,
-        mut changes: mpsc::Receiver<Desired>,
+        mut desires: mpsc::Receiver<Desired>,
     ) -> Summary {
         self.parts
             .audience
             .planned(self.records.values().filter(|record| record.item.interval.is_some()).count());
         let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut drained = None;
         let (mut may_change, mut may_stop) = (true, true);
         loop {
@@ -294,7 +296,7 @@ impl<P: Poller> Run<P> {
                         self.scheduler.answered(id);
                     }
                 }
-                changed = changes.recv(), if may_change => match changed {
+                desired = desires.recv(), if may_change => match desired {
                     Some(desired) => self.apply(desired),
                     None => may_change = false,
                 },
@@ -435,8 +437,7 @@ impl<P: Poller> Run<P> {
     /// Says, counts and remembers what a poll came to.
     fn settle(&mut self, item: &Arc<WorkItem>, report: &Arc<Report>, next: Option<Moment>) {
         let counters = &report.counters;
-        let refused =
-            counters.rejected + counters.quarantined.saturating_sub(counters.rejected) + counters.deferred;
+        let refused = counters.rejected.max(counters.quarantined) + counters.deferred;
         self.summary.refused += refused;
         match &report.result {
             Ok(()) => self.summary.good += 1,
@@ -453,7 +454,9 @@ impl<P: Poller> Run<P> {
             record.failing = code.is_some();
             record.told = code;
         }
-        self.parts.statuses.ended(&item.key, report, next);
+        if self.records.contains_key(&item.key) {
+            self.parts.statuses.ended(&item.key, report, next);
+        }
         self.parts.audience.ended(item, report);
     }
 
@@ -462,7 +465,8 @@ impl<P: Poller> Run<P> {
         let Desired { settings, items, retry } = desired;
         let now = self.clock.now();
         // What failed may have failed because of a setting.
-        let mended = *self.settings != *settings;
+        let mended = Settings { log_level: settings.log_level, ..(*self.settings).clone() } != *settings;
+        logs::follow(settings.log_level);
         if mended {
             self.scheduler.follow(Rules::from(&*settings), now);
             self.settings = settings;
@@ -500,14 +504,14 @@ impl<P: Poller> Run<P> {
                 rhythm_aside != *record.item
             };
             let disabled = item.interval.is_none() && record.item.interval.is_some();
-            if !other && !again && !(mended && record.failing) {
+            let mended = mended && record.failing;
+            if !(other || again || mended) {
                 return;
             }
             if other {
                 record.item = Arc::new(item);
             }
-            let failing = record.failing;
-            self.scheduler.put(&timing, Past::default(), material || again || (mended && failing), now);
+            self.scheduler.put(&timing, Past::default(), material || again || mended, now);
             if material || disabled {
                 self.end_poll(&key, "it was changed");
             }
@@ -672,7 +676,7 @@ fn say(item: &WorkItem, report: &Report, told: Option<Code>, next: Option<Durati
             counters.delivered, counters.listed, counters.deleted, counters.bytes,
         ),
         Ok(()) => {
-            tracing::debug!(record = %key, "nothing new among {} messages, {took:.1} s", counters.listed)
+            tracing::debug!(record = %key, "nothing new among {} messages, {took:.1} s", counters.listed);
         }
         Err(error) if error.code == Code::Interrupted => {
             tracing::info!(record = %key, "{}: {} messages delivered", error.message, counters.delivered);
