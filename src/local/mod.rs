@@ -1,3 +1,6 @@
-//! The engine's ports on one machine: files in place of a cluster.
+//! The engine's ports on one machine: manifests, ledgers, statuses and mail in
+//! files.
 
+pub mod maildir;
+pub mod manifests;
 pub mod run;
