@@ -1,6 +1,9 @@
 //! The engine's ports on one machine: manifests, ledgers, statuses and mail in
 //! files.
 
+pub mod ledger;
 pub mod maildir;
 pub mod manifests;
 pub mod run;
+pub mod state;
+pub mod status;
