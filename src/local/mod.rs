@@ -3,5 +3,6 @@
 pub mod ledger;
 pub mod maildir;
 pub mod manifests;
+pub mod run;
 pub mod state;
 pub mod status;
