@@ -102,9 +102,10 @@ pub(super) struct Body {
 
 impl<S> Client<S> {
     /// Commands that are sent and not fully answered, those that wait for
-    /// their turn included.
+    /// their turn included, and one more while [`Client::event`] has
+    /// something to tell at once: 0 means that nothing is to be heard.
     pub fn in_flight(&self) -> usize {
-        self.flight.len() + self.queue.len()
+        self.flight.len() + self.queue.len() + usize::from(!self.ready.is_empty())
     }
 
     /// Queues a command; [`Client::event`] writes it. Where PIPELINING is not

@@ -14,7 +14,8 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod engine;
 mod layers;
 mod parts;
-mod support;
 mod resources;
+mod support;
