@@ -14,5 +14,11 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod delivery;
+mod destination;
+mod faults;
+mod framing;
 mod parts;
+mod session;
 mod support;
+mod uidl;
