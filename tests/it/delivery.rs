@@ -215,7 +215,7 @@ fn the_trace_header_says_how_the_mail_came() {
 fn the_examples_are_valid() {
     let site = Site::new();
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    for name in ["demo", "own-mailbox.yaml"] {
+    for name in ["demo", "one-machine", "maildir.yaml", "many-mailboxes.yaml"] {
         let path = folder.join(name);
         site.rpop(&["check", "-f", path.to_str().unwrap()]).expect(0);
     }

@@ -1,0 +1,1 @@
+//! The reference of the resources in Markdown, generated from their schemas.

@@ -1,0 +1,116 @@
+//! Idle connections, kept for the next poll that goes the same way.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::session::{Session, Terms};
+use crate::domain::work::MailHost;
+use crate::smtp::client::Protocol;
+
+/// How long an unused connection is kept; servers give up after minutes.
+const KEPT: Duration = Duration::from_secs(30);
+/// Unused connections kept for one way.
+const MOST: usize = 64;
+
+/// What makes two connections interchangeable: the whole of what was
+/// configured for them, TLS policy and identity included.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    protocol: Protocol,
+    host: MailHost,
+}
+
+/// The shelves of a process, one for each way.
+#[derive(Debug)]
+pub(super) struct Shelves<S>(Mutex<HashMap<Key, Arc<Shelf<S>>>>);
+
+impl<S> Default for Shelves<S> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<S> Shelves<S> {
+    /// The shelf of one way.
+    pub(super) fn of(&self, protocol: Protocol, host: &MailHost) -> Arc<Shelf<S>> {
+        let mut shelves = lock(&self.0);
+        let key = Key { protocol, host: host.clone() };
+        if let Some(shelf) = shelves.get(&key) {
+            return Arc::clone(shelf);
+        }
+        // Ways come and go with the manifests: forget those that nobody uses.
+        shelves.retain(|_, shelf| Arc::strong_count(shelf) > 1 || !lock(&shelf.idle).is_empty());
+        Arc::clone(shelves.entry(key).or_default())
+    }
+}
+
+/// The idle connections of one way.
+#[derive(Debug)]
+pub(super) struct Shelf<S> {
+    idle: Mutex<Vec<Idle<S>>>,
+}
+
+#[derive(Debug)]
+struct Idle<S> {
+    session: Session<S>,
+    since: Instant,
+}
+
+impl<S> Default for Shelf<S> {
+    fn default() -> Self {
+        Self { idle: Mutex::default() }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is guarded is whole at every step: a panic elsewhere spoils nothing.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Shelf<S> {
+    /// The most recently used connection that is still alive.
+    pub(super) fn take(&self, terms: Terms) -> Option<Session<S>> {
+        loop {
+            let idle = lock(&self.idle).pop()?;
+            if idle.since.elapsed() < KEPT
+                && let Some(session) = idle.session.resume(terms)
+            {
+                return Some(session);
+            }
+        }
+    }
+
+    /// Keeps a connection for a while.
+    pub(super) fn put(self: &Arc<Self>, session: Session<S>) {
+        let mut idle = lock(&self.idle);
+        if idle.len() >= MOST {
+            drop(idle);
+            return session.farewell();
+        }
+        idle.push(Idle { session, since: Instant::now() });
+        if idle.len() == 1 {
+            tokio::spawn(clear(Arc::downgrade(self)));
+        }
+    }
+}
+
+/// Closes what has been idle for too long, until nothing is left.
+async fn clear<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(shelf: Weak<Shelf<S>>) {
+    loop {
+        tokio::time::sleep(KEPT / 2).await;
+        let Some(shelf) = shelf.upgrade() else { return };
+        let expired: Vec<_> = {
+            let mut idle = lock(&shelf.idle);
+            let fresh = idle.iter().position(|idle| idle.since.elapsed() < KEPT).unwrap_or(idle.len());
+            idle.drain(..fresh).collect()
+        };
+        expired.into_iter().for_each(|idle| idle.session.farewell());
+        if lock(&shelf.idle).is_empty() {
+            return;
+        }
+    }
+}
