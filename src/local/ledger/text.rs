@@ -45,14 +45,8 @@ const CHUNK: usize = 64 << 10;
 
 /// The first lines of a new file.
 pub(super) fn header(salt: [u8; 16]) -> Vec<u8> {
-    let mut text = String::with_capacity(HELP.len() + MAGIC.len() + 33);
-    text.push_str(MAGIC);
-    for octet in salt {
-        text.push_str(&format!("{octet:02x}"));
-    }
-    text.push('\n');
-    text.push_str(HELP);
-    text.into_bytes()
+    let salt = u128::from_be_bytes(salt);
+    format!("{MAGIC}{salt:032x}\n{HELP}").into_bytes()
 }
 
 /// The salt, from a file's first line.
@@ -501,8 +495,8 @@ mod tests {
             &[b'x'; 71],
             &[b'y'; 128],
             &[b'%'; 1000],
-            &[0xe4; 20_000],
-            &[b' '; MOST_UID],
+            &vec![0xe4; 20_000],
+            &vec![b' '; MOST_UID],
         ] {
             let entry = Entry { state: State::Kept, day: 20_000, size: 1, message_id: 2, digest: 3 };
             let mut text = Vec::new();
