@@ -7,6 +7,7 @@ use crate::domain::work::OnUidChange;
 
 const DAY: i64 = 86_400;
 const TODAY: i32 = 20_000;
+const NONE: [u32; 0] = [];
 
 fn keep() -> SurveyPolicy {
     SurveyPolicy {
@@ -82,7 +83,7 @@ fn kept_mail_is_deleted_when_its_days_are_over() {
     let mut policy = SurveyPolicy { keep_for_days: Some(3), ..keep() };
     let ledger = ledger(&[kept("a"), put("q", entry(quarantined(i64::MAX), 1, 1))]);
     policy.now += 3 * DAY - 1;
-    assert_eq!(deleted(&list(&ledger, policy, &["a", "q"])), []);
+    assert_eq!(deleted(&list(&ledger, policy, &["a", "q"])), NONE);
     policy.now += 1;
     let found = list(&ledger, policy, &["a", "q"]);
     assert_eq!((deleted(&found), found.waiting), (vec![1], 1), "never what is quarantined");
@@ -95,7 +96,7 @@ fn kept_mail_is_deleted_when_its_days_are_over() {
 fn with_leave_turned_off_old_mail_stays_unless_delete_seen() {
     let ledger = ledger(&[kept("a")]);
     let off = SurveyPolicy { leave: false, keep_for_days: Some(0), ..keep() };
-    assert_eq!(deleted(&list(&ledger, off, &["a"])), []);
+    assert_eq!(deleted(&list(&ledger, off, &["a"])), NONE);
     let too = SurveyPolicy { delete_seen: true, ..off };
     assert_eq!(deleted(&list(&ledger, too, &["a"])), [1]);
 }
@@ -136,7 +137,7 @@ fn a_message_that_differs_at_each_retrieval_leaves_no_earlier_try_behind() {
         ledger.apply(change);
     }
     assert_eq!((ledger.len(), ledger.kept()), (1, 1));
-    assert_eq!(unseen(&list(&ledger, keep(), &["a"])), []);
+    assert_eq!(unseen(&list(&ledger, keep(), &["a"])), NONE);
 }
 
 #[test]

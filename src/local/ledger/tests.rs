@@ -67,7 +67,7 @@ impl Fixture {
     }
 }
 
-fn all(ledger: &Ledger) -> Vec<(u64, String, Option<(i32, u8)>)> {
+pub(super) fn all(ledger: &Ledger) -> Vec<(u64, String, Option<(i32, u8)>)> {
     let describe = |(hash, entry): (u64, Entry)| (hash, format!("{entry:?}"), ledger.missed(hash));
     let mut all: Vec<_> = ledger.iter().map(describe).collect();
     all.sort();
