@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rpop::domain::ledger::{Change, Entry, Ledger, State, SurveyPolicy};
 use rpop::domain::work::{OnUidChange, RecordKey};
 use rpop::engine::ports::LedgerStore as _;
@@ -103,11 +103,10 @@ fn files(c: &mut Criterion) {
         [("1000 mailboxes, 64 at once, first", true), ("1000 mailboxes, 64 at once, later", false)]
     {
         group.bench_function(name, |b| {
-            b.iter_batched(
-                || round += u32::from(fresh),
-                |()| runtime.block_on(commit_everywhere(&ledgers, round)),
-                BatchSize::PerIteration,
-            );
+            b.iter(|| {
+                round += u32::from(fresh);
+                runtime.block_on(commit_everywhere(&ledgers, round));
+            });
         });
     }
     group.finish();

@@ -54,7 +54,7 @@ fn child() {
         tasks.push(runtime.spawn(async move {
             let key = key(name);
             let mut ledger = ledgers.load(&key).await.unwrap();
-            loop {
+            while number < u64::MAX {
                 let changes = batch(&ledger, number);
                 ledgers.commit(&key, &mut ledger, changes).await.unwrap();
                 let mut out = std::io::stdout().lock();
@@ -64,11 +64,9 @@ fn child() {
             }
         }));
     }
-    runtime.block_on(async {
-        for task in tasks {
-            task.await.unwrap();
-        }
-    });
+    for task in tasks {
+        runtime.block_on(task).unwrap();
+    }
 }
 
 // quirks: "kill -9, power loss, connection drop at any byte, on either side: no message lost"
