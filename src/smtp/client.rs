@@ -257,7 +257,8 @@ mod tests {
     #[tokio::test]
     async fn octets_behind_starttls_fail_it() {
         for answer in ["220 go\r\n250 injected\r\n", "220 go\r\n2", "220 go\r\n\n"] {
-            let stream = server(&[("", "220 x\r\n"), ("EHLO me", "250-x\r\n250 STARTTLS\r\n"), ("STARTTLS", answer)]);
+            let stream =
+                server(&[("", "220 x\r\n"), ("EHLO me", "250-x\r\n250 STARTTLS\r\n"), ("STARTTLS", answer)]);
             let mut client = Client::greet(stream, Protocol::Smtp, REPLY).await.unwrap();
             assert!(client.hello("me").await.unwrap().start_tls);
             assert!(matches!(client.start_tls().await, Err((Error::Injected, None))));

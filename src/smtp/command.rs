@@ -187,7 +187,10 @@ mod tests {
             "RCPT TO:<\"a b+c\"@example.com> NOTIFY=FAILURE ORCPT=rfc822;\"a+20b+2Bc\"@example.com\r\n"
         );
         let utf8 = Mailbox::parse("ü+x@example.com").unwrap();
-        assert!(said(|out| rcpt(out, &utf8, Notify::Failure, true)).ends_with("ORCPT=utf-8;ü\\x{2B}x@example.com\r\n"));
+        assert!(
+            said(|out| rcpt(out, &utf8, Notify::Failure, true))
+                .ends_with("ORCPT=utf-8;ü\\x{2B}x@example.com\r\n")
+        );
     }
 
     #[test]

@@ -39,9 +39,8 @@ impl Extensions {
         let mut found = Self::default();
         for line in reply.lines().skip(1) {
             // Old servers write "AUTH=LOGIN PLAIN".
-            let mut words = line
-                .split(|octet| matches!(octet, b' ' | b'\t' | b'='))
-                .filter(|word| !word.is_empty());
+            let mut words =
+                line.split(|octet| matches!(octet, b' ' | b'\t' | b'=')).filter(|word| !word.is_empty());
             let Some(keyword) = words.next() else { continue };
             match keyword.to_ascii_uppercase().as_slice() {
                 b"PIPELINING" => found.pipelining = true,

@@ -257,7 +257,9 @@ mod tests {
 
     #[test]
     fn what_is_no_reply_is_an_error_with_its_text_escaped() {
-        for bad in [&b"\r\n"[..], b"25\r\n", b"199 no\r\n", b"600 no\r\n", b"2500 x\r\n", b"HTTP/1.1 400\x1b[2J\r\n"] {
+        for bad in
+            [&b"\r\n"[..], b"25\r\n", b"199 no\r\n", b"600 no\r\n", b"2500 x\r\n", b"HTTP/1.1 400\x1b[2J\r\n"]
+        {
             let error = decode(bad).unwrap_err();
             assert!(!error.to_string().contains(char::is_control), "{error:?}");
         }
@@ -273,7 +275,8 @@ mod tests {
 
     #[test]
     fn text_for_people_is_printable_and_short() {
-        let reply = decode(&[b"550-\x07\xff \xc3\xbc\r\n550 ".as_slice(), &[b'x'; 400], b"\r\n"].concat()).unwrap();
+        let reply =
+            decode(&[b"550-\x07\xff \xc3\xbc\r\n550 ".as_slice(), &[b'x'; 400], b"\r\n"].concat()).unwrap();
         let text = reply[0].shown();
         assert!(text.starts_with("\\u{7}\\xff ü xxx"), "{text}");
         assert!(text.chars().count() <= MAX_SHOWN);
@@ -281,7 +284,8 @@ mod tests {
 
     #[test]
     fn an_enhanced_code_counts_only_in_its_own_class() {
-        let replies = decode(b"550 5.1.1 gone\r\n550 2.1.1 gone\r\n550 5.1 gone\r\n550 5.1.1.1 x\r\n").unwrap();
+        let replies =
+            decode(b"550 5.1.1 gone\r\n550 2.1.1 gone\r\n550 5.1 gone\r\n550 5.1.1.1 x\r\n").unwrap();
         assert_eq!(replies[0].enhanced(), Some(Enhanced(5, 1, 1)));
         assert!(replies[1..].iter().all(|reply| reply.enhanced().is_none()));
     }

@@ -118,7 +118,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 count += 1;
             }
             let slices = segments.get(..count).unwrap_or_default();
-            let mut taken = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, slices)).map_err(Error::Io)?;
+            let mut taken =
+                ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, slices)).map_err(Error::Io)?;
             if taken == 0 {
                 return Poll::Ready(Err(Error::Io(std::io::ErrorKind::WriteZero.into())));
             }
@@ -178,9 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 (Poll::Pending, None) => Poll::Pending,
             }
         });
-        tokio::time::timeout(within, both)
-            .await
-            .unwrap_or(Err(Error::TimedOut { awaited, after: within }))
+        tokio::time::timeout(within, both).await.unwrap_or(Err(Error::TimedOut { awaited, after: within }))
     }
 }
 

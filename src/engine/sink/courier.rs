@@ -193,7 +193,6 @@ impl<D: Dial> Way<D> {
     async fn lane(&self) {
         loop {
             let kept = self.shelf.take(self.terms);
-            let reused = kept.is_some();
             let session = match kept {
                 Some(session) => Ok(session),
                 None => establish(&*self.dial, &self.host, self.terms.protocol, &self.terms.timeouts)
@@ -219,7 +218,7 @@ impl<D: Dial> Way<D> {
                 self.shelf.put(session);
             } else if let Err(lost) = ended {
                 drop(counter);
-                self.recover(session, &lost, reused);
+                self.recover(session, &lost);
                 counter = self.counter();
             }
             if counter.waiting.is_empty() {
@@ -252,8 +251,8 @@ impl<D: Dial> Way<D> {
         waiting.iter().for_each(|task| self.unavailable(task, trouble));
     }
 
-    fn recover(&self, session: Session<D::Stream>, lost: &Lost, reused: bool) {
-        let (heard, accepted) = (session.heard, session.accepted);
+    fn recover(&self, session: Session<D::Stream>, lost: &Lost) {
+        let (reused, heard, accepted) = (session.reused, session.heard, session.accepted);
         let (outcomes, tasks) = session.salvage(lost);
         outcomes.into_iter().for_each(|outcome| self.report(outcome));
         let trouble = Trouble::new(Code::DestinationUnavailable, &self.host, &lost.error);

@@ -121,7 +121,8 @@ impl MailSink for Sinks {
 /// A courier for a route that leads nowhere: every job comes back.
 fn nowhere(route: &Route) -> Courier {
     let message: Arc<str> =
-        format!("the domain {} has no delivery by {} here", route.destination.domain, route.via.as_str()).into();
+        format!("the domain {} has no delivery by {} here", route.destination.domain, route.via.as_str())
+            .into();
     let (jobs, mut incoming) = mpsc::channel::<super::ports::Job>(JOBS);
     let (outgoing, outcomes) = mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -135,3 +136,6 @@ fn nowhere(route: &Route) -> Courier {
     });
     Courier { jobs, outcomes }
 }
+
+#[cfg(test)]
+mod tests;

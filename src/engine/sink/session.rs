@@ -94,6 +94,8 @@ pub(super) struct Session<S> {
     dirty: bool,
     /// 421 was said.
     farewell: bool,
+    /// The connection has served another route before.
+    pub(super) reused: bool,
     /// Replies heard since the connection was taken up for this route.
     pub(super) heard: u64,
     /// Messages accepted since then.
@@ -232,6 +234,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             expected: VecDeque::new(),
             dirty: false,
             farewell: false,
+            reused: false,
             heard: 0,
             accepted: 0,
             progress: Instant::now(),
@@ -247,6 +250,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             return None;
         }
         self.terms = terms;
+        self.reused = true;
         (self.heard, self.accepted, self.finished) = (0, 0, None);
         self.progress = Instant::now();
         Some(self)
@@ -315,11 +319,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         loop {
             let mut moved = false;
             while let Poll::Ready(reply) = self.wire.poll_reply(cx) {
-                let reply = reply.map_err(|error| Lost {
-                    error,
-                    farewell: self.farewell,
-                    aborted: false,
-                })?;
+                let reply = reply.map_err(|error| Lost { error, farewell: self.farewell, aborted: false })?;
                 self.heard += 1;
                 self.progress = Instant::now();
                 moved = true;
@@ -342,7 +342,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 self.progress = Instant::now();
                 moved = true;
             }
-            if self.transactions.is_empty() && self.expected.is_empty() && self.wire.backlog() == 0 && !moved {
+            if self.transactions.is_empty() && self.expected.is_empty() && self.wire.backlog() == 0 && !moved
+            {
                 return Poll::Ready(Ok(()));
             }
             if !moved {
@@ -398,8 +399,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             .collect();
         // How many replies an LMTP server gives to a refused BDAT LAST with
         // several recipients is told by no document: there DATA is used.
-        let chunked =
-            self.extensions.chunking && (self.terms.protocol == Protocol::Smtp || recipients == 1);
+        let chunked = self.extensions.chunking && (self.terms.protocol == Protocol::Smtp || recipients == 1);
         // Of DATA there is never more than one message in flight.
         let weight = match &content {
             Content::Whole(pieces) if chunked => pieces.iter().map(|piece| piece.bytes.len() as u64).sum(),
@@ -478,9 +478,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
                 Step::Data => {
                     let streamed = matches!(transaction.content, Content::Stream(_));
-                    if waits && transaction.chunked && streamed {
-                        // Octets of a stream are there only once: they go out
-                        // when it is known that somebody takes them.
+                    // Octets of a stream are there only once: they go out when
+                    // it is known that somebody takes them. And a connection
+                    // that was idle may be dead: its first message is not
+                    // ended before a reply has shown that it lives, lest its
+                    // outcome be in doubt.
+                    let doubtful = self.reused && self.heard == 0;
+                    if waits && transaction.chunked && (streamed || doubtful) {
                         break;
                     }
                     if !waits && transaction.is_settled() {
