@@ -304,7 +304,7 @@ fn sync_folders(entries: &mut [Entry]) {
     }
     for entry in entries.iter_mut().filter(|entry| entry.failed.is_none()) {
         let touched = entry.drafts.iter().flat_map(|draft| draft.made.iter().chain([&draft.new]));
-        if let Some((folder, error)) = touched.filter_map(|folder| failed.get_key_value(folder)).next() {
+        if let Some((folder, error)) = { touched }.find_map(|folder| failed.get_key_value(folder)) {
             let message =
                 format!("delivered, but the folder {} cannot be written to disk: {error}", folder.display());
             entry.failed = Some(Failure::Unknown { message: message.into() });

@@ -32,6 +32,7 @@ pub(super) enum Act {
     Hang,
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "what a rule yields")]
 pub(super) fn say(text: &str) -> Option<Act> {
     Some(Act::Say(format!("{text}\r\n")))
 }
@@ -43,6 +44,13 @@ pub(super) struct Taken {
     pub(super) to: Vec<String>,
     pub(super) body: Vec<u8>,
     pub(super) connection: usize,
+}
+
+impl Taken {
+    /// Of the [`job`] that it was.
+    pub(super) fn id(&self) -> u64 {
+        self.from.trim_start_matches('s').trim_end_matches("@x").parse().unwrap()
+    }
 }
 
 type Rule = dyn FnMut(usize, &str) -> Option<Act> + Send;
@@ -220,7 +228,10 @@ impl Serving {
                 "EHLO" | "LHLO" => {
                     let announces = self.fake.state().announces.clone();
                     let mut text = String::from("250-fake");
-                    announces.iter().for_each(|keyword| text += &format!("\r\n250-{keyword}"));
+                    for keyword in announces {
+                        text.push_str("\r\n250-");
+                        text.push_str(keyword);
+                    }
                     text += "\r\n250 HELP";
                     self.answer(&command, &text).await?;
                 }

@@ -11,7 +11,7 @@ async fn messages_arrive_whole_whatever_is_announced() {
             let results = deliver(courier, (0..200).map(|id| job(id, &["a@b"])).collect()).await;
             assert!(results.iter().all(|result| *result == Ok(accepted(1))), "{announces:?}");
             let mut taken = fake.taken();
-            taken.sort_by_key(|taken| taken.from[1..taken.from.len() - 2].parse::<u64>().unwrap());
+            taken.sort_by_key(Taken::id);
             assert_eq!(taken.len(), 200);
             for (id, taken) in (0u64..).zip(taken) {
                 assert_eq!(taken.body, body_of(id), "{announces:?} {via:?}");
@@ -142,7 +142,7 @@ async fn refusals_at_every_command_leave_the_next_message_unharmed() {
                     let first = results[0].as_ref().unwrap();
                     assert_eq!(
                         code_of(&first[0]),
-                        (reply[..3].parse().unwrap(), at),
+                        (if reply.starts_with('4') { 451 } else { 550 }, at),
                         "{announces:?} {via:?}"
                     );
                     assert_eq!(matches!(first[0], Verdict::Deferred(_)), reply.starts_with('4'));
@@ -151,7 +151,7 @@ async fn refusals_at_every_command_leave_the_next_message_unharmed() {
                     }
                     for taken in fake.taken() {
                         assert_eq!(taken.to, ["a@b"], "no recipient of one message gets another");
-                        assert_eq!(taken.body, body_of(taken.from[1..taken.from.len() - 2].parse().unwrap()));
+                        assert_eq!(taken.body, body_of(taken.id()));
                     }
                     assert_eq!(fake.taken().len(), 18);
                     assert_eq!(fake.connections(), 1);
