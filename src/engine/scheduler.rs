@@ -383,14 +383,14 @@ impl Scheduler {
     /// answers. Returns at once for anything else than a running poll.
     pub fn answered(&mut self, id: Id) {
         let Some(entry) = self.entry_mut(id.0) else { return };
-        if let State::Polling { since, at, doubtful, .. } = &mut entry.state {
-            let (since, at, was) = (*since, *at, std::mem::take(doubtful));
-            if was {
-                self.doubtful -= 1;
-                self.unheard.remove(&(since, id.0));
-            }
-            self.trust(at);
+        let State::Polling { since, at, doubtful, yielding } = entry.state else { return };
+        entry.state = State::Polling { since, at, doubtful: false, yielding: false };
+        self.yielding -= u32::from(yielding);
+        if doubtful {
+            self.doubtful -= 1;
+            self.unheard.remove(&(since, id.0));
         }
+        self.trust(at);
     }
 
     /// A poll has ended. Returns when the record is polled next, if it is.
@@ -429,9 +429,9 @@ impl Scheduler {
     }
 
     /// In a run that polls each record once: takes the records that are due and
-    /// wait for the host of `id`. They will not be polled.
-    pub fn abandon_host(&mut self, id: Id) -> Vec<Id> {
-        let Some(host) = self.entry(id.0).map(|entry| entry.host) else { return Vec::new() };
+    /// wait for a host (in lower case). They will not be polled.
+    pub fn abandon_host(&mut self, host: &str, port: u16) -> Vec<Id> {
+        let Some(&host) = self.by_host.get(&(Arc::from(host), port)) else { return Vec::new() };
         let others: Vec<u32> =
             self.host_mut(host).map(|host| host.queue.drain(..).collect()).unwrap_or_default();
         for other in &others {
@@ -450,6 +450,11 @@ impl Scheduler {
             State::Idle | State::Queued => Some(until.map_or(entry.due, |until| until.max(entry.due))),
             State::Off | State::Polling { .. } => None,
         }
+    }
+
+    /// How long after it was due its last poll began.
+    pub fn lag(&self, id: Id) -> Duration {
+        self.entry(id.0).map_or(Duration::ZERO, |entry| entry.last_start.since(entry.due))
     }
 
     /// The record's name.
@@ -625,6 +630,11 @@ impl Scheduler {
         if again {
             entry.failures = 0;
             entry.again = polling;
+            // Perhaps it was not the host, but how this record spoke to it:
+            // the record is the probe.
+        }
+        if again {
+            self.release(host);
         }
         if polling || interval == 0 {
             return;
@@ -704,6 +714,14 @@ impl Scheduler {
             self.ready.push_back(at);
         } else {
             self.doubtful_ready.push_back(at);
+        }
+    }
+
+    /// Ends a failed host's delay.
+    fn release(&mut self, at: u32) {
+        if let Some(until) = self.host_mut(at).and_then(|host| host.until.take()) {
+            self.failed.remove(&(until, at));
+            self.offer(at);
         }
     }
 

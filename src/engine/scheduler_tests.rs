@@ -360,7 +360,7 @@ fn in_a_single_run_a_failed_host_is_not_tried_for_its_other_records() {
     let running = starts(&mut scheduler, START);
     assert_eq!(running.len(), 2);
     scheduler.finished(running[0], failed(Code::HostUnreachable, Scope::Host), START);
-    let abandoned = scheduler.abandon_host(running[0]);
+    let abandoned = scheduler.abandon_host("h", 995);
     assert_eq!(abandoned, ids[2..]);
     scheduler.finished(running[1], GOOD, START);
     let later: Vec<Id> = starts(&mut scheduler, START.after(20 * MINUTE));

@@ -1,1 +1,250 @@
+//! Maildir folders as a destination (<https://cr.yp.to/proto/maildir.html>),
+//! for people with no mail server at all.
+//!
+//! A message counts as accepted when its octets and its name are on disk. To
+//! wait for the disk once a message would make it slow, so messages of all
+//! polls that deliver below one path are committed together: whatever has come
+//! while one batch was being written is the next batch.
 
+mod batch;
+mod path;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use self::batch::{Draft, Failure, Letter, Postmark};
+use self::path::folder;
+use crate::domain::code::Code;
+use crate::domain::wire::Piece;
+use crate::engine::ports::{Content, Courier, Job, MailSink, Outcome, Part, Route, Undelivered, Verdict};
+
+/// Jobs that a courier's channel holds.
+const JOBS: usize = 64;
+/// Messages and octets of one batch.
+const BATCH_LETTERS: usize = 256;
+const BATCH_OCTETS: usize = 8 * 1024 * 1024;
+/// Octets of a stream that are written at a time.
+const CHUNK: usize = 256 * 1024;
+
+/// Delivers into Maildirs; one a process.
+#[derive(Debug)]
+pub struct MaildirSink {
+    postmark: Arc<Postmark>,
+    /// The way to the writer of each configured path.
+    writers: Mutex<HashMap<Arc<str>, mpsc::Sender<Letter>>>,
+}
+
+impl MaildirSink {
+    /// `host_name` becomes part of the files' names.
+    pub fn new(host_name: &str) -> Self {
+        Self { postmark: Arc::new(Postmark::new(host_name)), writers: Mutex::default() }
+    }
+
+    fn writer(&self, template: &Arc<str>) -> mpsc::Sender<Letter> {
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        writers.retain(|_, writer| !writer.is_closed());
+        let open = || {
+            let (letters, incoming) = mpsc::channel(JOBS);
+            tokio::spawn(write(incoming, Arc::clone(&self.postmark)));
+            letters
+        };
+        writers.entry(Arc::clone(template)).or_insert_with(open).clone()
+    }
+}
+
+impl MailSink for MaildirSink {
+    /// Must be called within a tokio runtime.
+    fn open(&self, route: Route) -> Courier {
+        let (jobs, incoming) = mpsc::channel(JOBS);
+        let (outgoing, outcomes) = mpsc::unbounded_channel();
+        let template = route.destination.maildir.as_ref().map(|path| Arc::clone(&path.0));
+        let writer = template.as_ref().map(|template| self.writer(template));
+        let post = Post {
+            template: template.unwrap_or_else(|| "".into()),
+            mailbox: route.mailbox.clone(),
+            writer,
+            outcomes: outgoing,
+            postmark: Arc::clone(&self.postmark),
+        };
+        tokio::spawn(post.run(incoming));
+        Courier { jobs, outcomes }
+    }
+}
+
+/// One poll's way into its folders.
+#[derive(Clone)]
+struct Post {
+    template: Arc<str>,
+    mailbox: Option<Arc<str>>,
+    writer: Option<mpsc::Sender<Letter>>,
+    outcomes: mpsc::UnboundedSender<Outcome>,
+    postmark: Arc<Postmark>,
+}
+
+impl Post {
+    async fn run(self, mut jobs: mpsc::Receiver<Job>) {
+        let mut tasks = JoinSet::new();
+        loop {
+            tokio::select! {
+                job = jobs.recv() => match job {
+                    Some(job) => self.take(job, &mut tasks).await,
+                    None => break,
+                },
+                Some(_) = tasks.join_next() => {}
+                () = self.outcomes.closed() => return,
+            }
+        }
+        tokio::select! {
+            () = async { while tasks.join_next().await.is_some() {} } => {}
+            () = self.outcomes.closed() => {}
+        }
+    }
+
+    async fn take(&self, job: Job, tasks: &mut JoinSet<()>) {
+        let Job { id, envelope, content } = job;
+        let mut folders: Vec<_> = envelope
+            .recipients
+            .iter()
+            .map(|to| folder(&self.template, &to.address, self.mailbox.as_deref()))
+            .collect();
+        folders.dedup();
+        let recipients = envelope.recipients.len();
+        let (report, reported) = oneshot::channel();
+        let outcomes = self.outcomes.clone();
+        let answer = move |result: Result<(), Failure>| {
+            let result = result
+                .map(|()| vec![Verdict::Accepted; recipients])
+                .map_err(Failure::into_undelivered);
+            outcomes.send(Outcome { id, result }).ok();
+        };
+        let Some(writer) = self.writer.clone() else {
+            return answer(Err(Failure::unavailable(Code::ConfigInvalid, "the domain has no Maildir path")));
+        };
+        match content {
+            Content::Whole(pieces) => {
+                let letter = Letter { folders, body: batch::Body::Whole(pieces), report };
+                if writer.send(letter).await.is_err() {
+                    return answer(Err(Failure::unavailable(Code::Internal, "the Maildir writer has ended")));
+                }
+                tasks.spawn(async move { answer(reported.await.unwrap_or(Err(Failure::Ended))) });
+            }
+            Content::Stream(parts) => {
+                let postmark = Arc::clone(&self.postmark);
+                tasks.spawn(async move {
+                    let drafts = match stream(parts, folders, postmark).await {
+                        Ok(Some(drafts)) => drafts,
+                        Ok(None) => return answer(Err(Failure::Aborted)),
+                        Err(failure) => return answer(Err(failure)),
+                    };
+                    let letter = Letter { folders: Vec::new(), body: batch::Body::Written(drafts), report };
+                    if writer.send(letter).await.is_err() {
+                        return answer(Err(Failure::Ended));
+                    }
+                    answer(reported.await.unwrap_or(Err(Failure::Ended)));
+                });
+            }
+        }
+    }
+}
+
+/// Writes a message to temporary files as it arrives. `None` when it ended
+/// without its end: the files are gone again then.
+async fn stream(
+    mut parts: mpsc::Receiver<Part>,
+    folders: Vec<std::path::PathBuf>,
+    postmark: Arc<Postmark>,
+) -> Result<Option<Vec<Draft>>, Failure> {
+    let open = move || folders.iter().map(|folder| Draft::create(folder, &postmark)).collect();
+    let mut drafts: Vec<Draft> = blocking(open).await?;
+    let mut buffer = Vec::with_capacity(CHUNK);
+    loop {
+        let ended = match parts.recv().await {
+            Some(Part::Data(piece)) => {
+                local_form(&piece, &mut buffer);
+                false
+            }
+            Some(Part::End) => true,
+            None => return Ok(None),
+        };
+        if buffer.len() >= CHUNK || ended {
+            (drafts, buffer) = blocking(move || {
+                for draft in &mut drafts {
+                    draft.write(&buffer)?;
+                }
+                buffer.clear();
+                Ok((drafts, buffer))
+            })
+            .await?;
+        }
+        if ended {
+            return Ok(Some(drafts));
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Failure::Ended))
+}
+
+/// Appends the octets of `piece` as files have them: without dot-stuffing, and
+/// with LF line ends. In wire form a CR stands nowhere but before an LF.
+fn local_form(piece: &Piece, out: &mut Vec<u8>) {
+    for octets in piece.unstuffed() {
+        let mut from = 0;
+        for at in memchr::memchr_iter(b'\r', &octets) {
+            out.extend_from_slice(octets.get(from..at).unwrap_or_default());
+            from = at + 1;
+        }
+        out.extend_from_slice(octets.get(from..).unwrap_or_default());
+    }
+}
+
+/// Commits batch after batch.
+async fn write(mut letters: mpsc::Receiver<Letter>, postmark: Arc<Postmark>) {
+    let mut batch = Vec::new();
+    while letters.recv_many(&mut batch, BATCH_LETTERS).await > 0 {
+        while !batch.is_empty() {
+            let mut octets = 0;
+            let fit = batch.iter().take_while(|letter: &&Letter| {
+                octets += letter.octets();
+                octets <= BATCH_OCTETS
+            });
+            let count = fit.count().max(1);
+            let now: Vec<Letter> = batch.drain(..count).collect();
+            let postmark = Arc::clone(&postmark);
+            // A panic in there drops the letters, and each sender notices.
+            tokio::task::spawn_blocking(move || batch::commit(now, &postmark)).await.ok();
+            while batch.len() < BATCH_LETTERS
+                && let Ok(letter) = letters.try_recv()
+            {
+                batch.push(letter);
+            }
+        }
+    }
+}
+
+impl Failure {
+    fn unavailable(code: Code, message: &str) -> Self {
+        Self::Unavailable { code, message: message.into() }
+    }
+
+    fn into_undelivered(self) -> Undelivered {
+        match self {
+            Self::Unavailable { code, message } => Undelivered::Unavailable { code, message },
+            Self::Unknown { message } => Undelivered::Unknown { message },
+            Self::Aborted => Undelivered::Aborted,
+            Self::Ended => Undelivered::Unavailable {
+                code: Code::Internal,
+                message: "the Maildir writer has ended".into(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

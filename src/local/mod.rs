@@ -1,5 +1,8 @@
-//! The engine's ports on one machine: manifests, ledgers, statuses and mail in
-//! files.
+//! The engine's ports on one machine: files in place of a cluster.
 
+pub mod ledger;
 pub mod maildir;
 pub mod manifests;
+pub mod run;
+pub mod state;
+pub mod status;

@@ -23,3 +23,6 @@ pub use connector::{ConnectOptions, Connector};
 pub use error::{ConnectError, Error, TlsError};
 pub use material::{MaterialError, TlsMaterial};
 pub use stream::{Clearance, Stream};
+
+#[cfg(test)]
+mod tests;

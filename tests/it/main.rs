@@ -14,6 +14,7 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod layers;
 mod parts;
 mod support;
 mod resources;

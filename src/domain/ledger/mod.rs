@@ -67,8 +67,8 @@ pub struct Entry {
 pub enum Change {
     /// Remembers or changes a message, and clears what [`Change::Missed`] said
     /// of its UID. Among entries of an equal UID the one with equal size and
-    /// digest is replaced; else one whose digest is unknown and whose size is
-    /// equal, or unknown on either side; else a further one is added.
+    /// digest is replaced, and else one whose digest is unknown, and else a
+    /// further one is added. Sizes that are both known must be equal.
     Put {
         /// As listed.
         uid: Box<[u8]>,
@@ -221,6 +221,9 @@ impl Ledger {
             Some(at) => {
                 let old = *self.table.slot_mut(at);
                 self.account_for_loss_of(&old);
+                if entry.size == 0 {
+                    slot.set_size(old.size());
+                }
                 *self.table.slot_mut(at) = slot;
                 at
             }
@@ -234,13 +237,26 @@ impl Ledger {
         at
     }
 
+    /// The entry whose place a new one takes. The choice must not depend on
+    /// the order in which entries came, or a ledger would not read back from
+    /// its store as it was; that is also why an unknown size (0) takes on the
+    /// one that it meets.
     fn replaced_by(&self, new: &Slot) -> Option<usize> {
-        let old = |at: usize| &self.table.slots()[at];
-        let equal = |at: &usize| old(*at).size() == new.size() && old(*at).digest == new.digest;
-        let unknown = |at: &usize| old(*at).digest == 0 && old(*at).size() == new.size();
-        let vague = |at: &usize| old(*at).digest == 0 && (old(*at).size() == 0 || new.size() == 0);
-        let find = || self.table.find(new.hash);
-        find().find(equal).or_else(|| find().find(unknown)).or_else(|| find().find(vague))
+        let rank = |at: &usize| {
+            let old = &self.table.slots()[*at];
+            let same_size = old.size() == new.size();
+            let either_unsized = old.size() == 0 || new.size() == 0;
+            let rank = match (old.digest != 0 && old.digest == new.digest, old.digest == 0) {
+                (true, _) if same_size => 0,
+                (true, _) if either_unsized => 1,
+                (_, true) if same_size => 2,
+                (_, true) if either_unsized => 3,
+                _ => return None,
+            };
+            Some((rank, old.size()))
+        };
+        let ranked = self.table.find(new.hash).filter_map(|at| rank(&at).map(|rank| (rank, at)));
+        ranked.min().map(|(_, at)| at)
     }
 
     fn forget(&mut self, hash: u64) {
@@ -297,7 +313,16 @@ impl Ledger {
         self.details.shrink_to_fit();
     }
 
-    fn entry(&self, at: usize) -> Entry {
+    /// The positions of a UID's entries, those whose digest is known first:
+    /// put in this order they do not replace each other.
+    pub(crate) fn positions(&self, hash: u64) -> impl Iterator<Item = usize> {
+        let known = move |at: &usize| self.table.slots()[*at].digest != 0;
+        let unknown = move |at: &usize| self.table.slots()[*at].digest == 0;
+        self.table.find(hash).filter(known).chain(self.table.find(hash).filter(unknown))
+    }
+
+    /// The entry at a position.
+    pub(crate) fn entry(&self, at: usize) -> Entry {
         let slot = &self.table.slots()[at];
         let state = match slot.kind() {
             Kind::Kept => State::Kept,

@@ -32,13 +32,13 @@ pub(super) const MOST_OCTETS: u64 = u64::MAX >> 8;
 impl Slot {
     pub(super) fn new(hash: u64, kind: Kind, size: u64) -> Self {
         let mut slot = Self { hash, message_id: 0, digest: 0, packed: 0, day: 0, since: 0 };
-        slot.packed = size.min(MOST_OCTETS) << 8;
-        slot.packed |= match kind {
+        slot.packed = match kind {
             Kind::Kept => 0,
             Kind::Deleting => 1,
             Kind::Uncertain => 2,
             Kind::Quarantined => 3,
         };
+        slot.set_size(size);
         slot
     }
 
@@ -53,6 +53,10 @@ impl Slot {
 
     pub(super) fn size(&self) -> u64 {
         self.packed >> 8
+    }
+
+    pub(super) fn set_size(&mut self, size: u64) {
+        self.packed = (self.packed & 0xff) | (size.min(MOST_OCTETS) << 8);
     }
 
     /// Listings in a row that lacked it, counted to 3.

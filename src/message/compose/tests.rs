@@ -330,4 +330,18 @@ proptest! {
         prop_assert_eq!(signed(out.len()), signed(message.len()) + whole.growth);
         prop_assert!(out.starts_with(&added()));
     }
+
+    #[test]
+    fn no_octets_at_all_do_harm(
+        message in proptest::collection::vec(
+            prop_oneof![Just(b'\r'), Just(b'\n'), Just(b':'), Just(b' '), Just(b'<'), Just(b'F'), any::<u8>()],
+            0..300,
+        ),
+        size in 1usize..50,
+    ) {
+        let (whole, out) = compose_cut(&message, usize::MAX);
+        let (_, again) = compose_cut(&message, size);
+        prop_assert_eq!(&out, &again);
+        prop_assert_eq!(signed(out.len()), signed(message.len()) + whole.growth);
+    }
 }

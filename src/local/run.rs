@@ -1,0 +1,693 @@
+//! The embedded run: what the scheduler decides is done here.
+//!
+//! One task a poll, none for idle records. Everything else happens in the
+//! loop of [`Run::go`], which never waits for a poll.
+
+use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use crate::domain::code::Code;
+use crate::domain::work::{RecordKey, Settings, WorkItem};
+use crate::engine::ports::{Observer, Pending, Stage, Via};
+use crate::engine::report::{Counters, PollError, Report, Scope};
+use crate::engine::scheduler::{End, Id, Moment, Past, Rules, Scheduler, Step, Timing};
+use crate::telemetry::http::Health;
+use crate::telemetry::logs;
+use crate::telemetry::metrics::{Metrics, RecordStates};
+
+/// From the first signal to the end of what has not ended by itself.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+/// How often the figures are renewed and the loop shows that it is alive.
+const BEAT: Duration = Duration::from_secs(5);
+
+/// Polls one record; the engine does.
+pub trait Poller: Send + Sync + 'static {
+    /// One poll. Ends at the next message when `stop` says so; may be dropped
+    /// at any time.
+    fn poll<'a>(
+        &'a self,
+        item: &'a WorkItem,
+        settings: &'a Settings,
+        stop: watch::Receiver<Stage>,
+    ) -> Pending<'a, Report>;
+}
+
+/// Hears how the run goes: progress and the table at its end.
+pub trait Audience: Send + Sync {
+    /// So many records are going to be polled.
+    fn planned(&self, records: usize) {
+        let _ = records;
+    }
+    /// A poll begins.
+    fn started(&self, item: &WorkItem) {
+        let _ = item;
+    }
+    /// A poll ended, or (in a run that polls once) will not take place.
+    fn ended(&self, item: &WorkItem, report: &Report) {
+        let _ = (item, report);
+    }
+}
+
+/// Hears nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nobody;
+
+impl Audience for Nobody {}
+
+/// Remembers how records are doing, across runs.
+pub trait Statuses: Send + Sync {
+    /// What is known of a record from earlier runs.
+    fn past(&self, key: &RecordKey) -> Option<Known>;
+    /// A poll has ended; the next one is due at `next` (Unix milliseconds).
+    /// Must not block.
+    fn ended(&self, key: &RecordKey, report: &Arc<Report>, next: Option<Moment>);
+    /// The record is gone.
+    fn forget(&self, key: &RecordKey) {
+        let _ = key;
+    }
+}
+
+/// What [`Statuses`] knows of a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The end of its last poll.
+    pub last_poll: Option<Moment>,
+    /// When the next one was to be.
+    pub next_poll: Option<Moment>,
+    /// Failures in a row.
+    pub failures: u16,
+    /// What the last one failed with.
+    pub code: Option<Code>,
+}
+
+/// What is to be done from now on.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// All records.
+    pub items: Vec<WorkItem>,
+    /// Such as are worth a try at once although they are the same: a Secret of
+    /// theirs has changed.
+    pub retry: HashSet<RecordKey>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Polls that succeeded.
+    pub good: u64,
+    /// Polls that failed, or did not take place in a run that polls once.
+    pub failed: u64,
+    /// Messages that were refused, set aside or deferred.
+    pub refused: u64,
+}
+
+tokio::task_local! {
+    /// Set once the poll's maildrop is listed. Up to then nothing has been
+    /// fetched, and the poll may be dropped without repeating anything.
+    static HEARD: Arc<AtomicBool>;
+}
+
+/// The engine's observer in this run: metrics, progress, and the scheduler,
+/// which wants to know that a host answers.
+pub struct Relay {
+    metrics: Arc<Metrics>,
+    progress: Option<Arc<dyn Observer>>,
+    heard: mpsc::UnboundedSender<RecordKey>,
+}
+
+impl Relay {
+    /// The observer, and the end that [`Run`] listens to.
+    pub fn new(
+        metrics: Arc<Metrics>,
+        progress: Option<Arc<dyn Observer>>,
+    ) -> (Self, mpsc::UnboundedReceiver<RecordKey>) {
+        let (heard, listener) = mpsc::unbounded_channel();
+        (Self { metrics, progress, heard }, listener)
+    }
+
+    fn each(&self, tell: impl Fn(&dyn Observer)) {
+        tell(&*self.metrics);
+        if let Some(progress) = &self.progress {
+            tell(&**progress);
+        }
+    }
+}
+
+impl Observer for Relay {
+    fn surveyed(&self, key: &RecordKey, unseen: u64, octets: u64) {
+        // Outside of a run (a check) nobody listens.
+        if HEARD.try_with(|heard| heard.store(true, Ordering::Relaxed)).is_ok() {
+            // At the end of the run the listener is gone.
+            self.heard.send(key.clone()).ok();
+        }
+        self.each(|to| to.surveyed(key, unseen, octets));
+    }
+
+    fn fetched(&self, key: &RecordKey, octets: u64) {
+        self.each(|to| to.fetched(key, octets));
+    }
+
+    fn delivered(&self, key: &RecordKey, via: Via) {
+        self.each(|to| to.delivered(key, via));
+    }
+
+    fn rejected(&self, key: &RecordKey, reason: &'static str) {
+        self.each(|to| to.rejected(key, reason));
+    }
+
+    fn duplicate(&self, key: &RecordKey) {
+        self.each(|to| to.duplicate(key));
+    }
+
+    fn uncertain(&self, key: &RecordKey) {
+        self.each(|to| to.uncertain(key));
+    }
+
+    fn committed(&self, took: Duration, ok: bool) {
+        self.each(|to| to.committed(took, ok));
+    }
+}
+
+/// What a run works with.
+pub struct Parts<P> {
+    /// Polls.
+    pub poller: Arc<P>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Is told that the run is alive.
+    pub health: Arc<Health>,
+    /// Shows progress.
+    pub audience: Arc<dyn Audience>,
+    /// Remembers.
+    pub statuses: Arc<dyn Statuses>,
+    /// Of [`Relay::new`].
+    pub heard: mpsc::UnboundedReceiver<RecordKey>,
+}
+
+struct Record {
+    item: Arc<WorkItem>,
+    polled: bool,
+    failing: bool,
+    /// The code of the failure that was logged last.
+    told: Option<Code>,
+}
+
+struct Running {
+    item: Arc<WorkItem>,
+    stop: watch::Sender<Stage>,
+    give_way: Arc<Notify>,
+    gave_way: bool,
+}
+
+/// The wall clock as it was at the start, moved on by the monotonic one: it
+/// does not jump.
+struct Clock {
+    start: Moment,
+    since: Instant,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let start = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
+        Self { start: Moment(start), since: Instant::now() }
+    }
+
+    fn now(&self) -> Moment {
+        self.start.after(self.since.elapsed())
+    }
+
+    fn instant(&self, at: Moment) -> Instant {
+        // A day at most: whatever the heap says, the loop looks again.
+        self.since + at.since(self.start).min(self.since.elapsed() + Duration::from_hours(24))
+    }
+}
+
+/// A run; see [`Run::go`].
+pub struct Run<P> {
+    parts: Parts<P>,
+    once: bool,
+    clock: Clock,
+    scheduler: Scheduler,
+    settings: Arc<Settings>,
+    records: HashMap<RecordKey, Record>,
+    running: HashMap<Id, Running>,
+    tasks: JoinSet<(Id, Report)>,
+    stage: Stage,
+    summary: Summary,
+}
+
+impl<P: Poller> Run<P> {
+    /// Prepares a run that polls each record `once`, or goes on.
+    pub fn new(parts: Parts<P>, desired: Desired, once: bool) -> Self {
+        let mut run = Self {
+            once,
+            clock: Clock::new(),
+            scheduler: Scheduler::new(Rules::from(&*desired.settings)),
+            settings: Arc::clone(&desired.settings),
+            records: HashMap::with_capacity(desired.items.len()),
+            running: HashMap::new(),
+            tasks: JoinSet::new(),
+            stage: Stage::Running,
+            summary: Summary::default(),
+            parts,
+        };
+        run.apply(desired);
+        run
+    }
+
+    /// Polls until all is done (once) or a shutdown has ended. What comes
+    /// from `desires` is taken up live.
+    pub async fn go(
+        mut self,
+        mut stop: watch::Receiver<Stage>,
+        mut desires: mpsc::Receiver<Desired>,
+    ) -> Summary {
+        self.parts
+            .audience
+            .planned(self.records.values().filter(|record| record.item.interval.is_some()).count());
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut drained = None;
+        let (mut may_change, mut may_stop) = (true, true);
+        loop {
+            let wake = self.start_due();
+            if self.running.is_empty() && self.is_over(wake) {
+                break;
+            }
+            let wake = wake.map(|at| self.clock.instant(at));
+            tokio::select! {
+                Some(ended) = self.tasks.join_next() => {
+                    if let Ok((id, report)) = ended {
+                        self.finish(id, report);
+                    }
+                }
+                Some(key) = self.parts.heard.recv() => {
+                    if let Some(id) = self.scheduler.find(&key) {
+                        self.scheduler.answered(id);
+                    }
+                }
+                desired = desires.recv(), if may_change => match desired {
+                    Some(desired) => self.apply(desired),
+                    None => may_change = false,
+                },
+                changed = stop.changed(), if may_stop => {
+                    may_stop = changed.is_ok();
+                    let stage = *stop.borrow_and_update();
+                    if stage > self.stage {
+                        self.reach(stage);
+                        drained.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT);
+                    }
+                }
+                () = sleep_until(drained), if self.stage == Stage::Draining => {
+                    tracing::warn!("polls that have not ended within {DRAIN_LIMIT:?} are dropped");
+                    self.reach(Stage::Aborting);
+                }
+                () = sleep_until(wake) => {}
+                _ = beat.tick() => self.beat(),
+            }
+        }
+        self.give_up_rest();
+        self.beat();
+        self.summary
+    }
+
+    /// Starts what is due; returns when something else will be.
+    fn start_due(&mut self) -> Option<Moment> {
+        if self.stage != Stage::Running {
+            return None;
+        }
+        loop {
+            match self.scheduler.step(self.clock.now()) {
+                Step::Poll(id) => self.start(id),
+                Step::Yield(id) => {
+                    if let Some(running) = self.running.get_mut(&id) {
+                        running.gave_way = true;
+                        running.give_way.notify_one();
+                    }
+                }
+                Step::Wait(wake) => return wake,
+            }
+        }
+    }
+
+    /// Whether nothing is left to wait for, while no poll is under way.
+    fn is_over(&self, wake: Option<Moment>) -> bool {
+        self.stage != Stage::Running || (self.once && (wake.is_none() || self.records.is_empty()))
+    }
+
+    fn start(&mut self, id: Id) {
+        let Some(record) = self.scheduler.key(id).and_then(|key| self.records.get(key)) else { return };
+        self.parts.metrics.started(self.scheduler.lag(id));
+        let item = Arc::clone(&record.item);
+        self.parts.audience.started(&item);
+        let (stop, stopped) = watch::channel(Stage::Running);
+        let give_way = Arc::new(Notify::new());
+        let running =
+            Running { item: Arc::clone(&item), stop, give_way: Arc::clone(&give_way), gave_way: false };
+        self.running.insert(id, running);
+        let (poller, settings) = (Arc::clone(&self.parts.poller), Arc::clone(&self.settings));
+        let span = tracing::info_span!(target: "rpop::poll", "poll", record = %item.key);
+        let poll = async move { (id, guarded(&*poller, &item, &settings, stopped, &give_way).await) };
+        self.tasks.spawn(poll.instrument(span));
+    }
+
+    fn finish(&mut self, id: Id, report: Report) {
+        let Some(running) = self.running.remove(&id) else { return };
+        let item = running.item;
+        let now = self.clock.now();
+        let end = End {
+            failure: report.result.as_ref().err().map(|error| (error.code, error.scope)),
+            login_delay: report.login_delay,
+        };
+        let next = self.scheduler.finished(id, end, now);
+        let interrupted = matches!(end.failure, Some((Code::Interrupted, _)));
+        if running.gave_way && interrupted && next.is_some() && self.stage == Stage::Running {
+            tracing::debug!(record = %item.key, "its host says nothing yet: others go first");
+            return;
+        }
+        self.parts.metrics.polled(&report);
+        let report = Arc::new(report);
+        self.settle(&item, &report, next);
+        if !self.once {
+            return;
+        }
+        self.scheduler.remove(&item.key);
+        self.records.remove(&item.key);
+        if let (Some((code, Scope::Host)), Err(error)) = (end.failure, &report.result) {
+            let others = self.waiting_for(&item);
+            for other in others {
+                let error = PollError {
+                    code,
+                    message: format!("not tried, since its host failed in this run: {}", error.message),
+                    scope: Scope::Host,
+                };
+                self.give_up(&other, error);
+            }
+        }
+    }
+
+    /// The records that wait for the host of `item`, which has just failed.
+    fn waiting_for(&mut self, item: &WorkItem) -> Vec<RecordKey> {
+        let host = (item.remote.host.to_ascii_lowercase(), item.remote.port);
+        let ids = self.scheduler.abandon_host(&host.0, host.1);
+        ids.into_iter().filter_map(|id| self.scheduler.key(id).cloned()).collect()
+    }
+
+    /// In a run that polls once: this record will not be polled.
+    fn give_up(&mut self, key: &RecordKey, error: PollError) {
+        self.scheduler.remove(key);
+        if let Some(record) = self.records.remove(key)
+            && record.item.interval.is_some()
+        {
+            let report = Arc::new(report_of(error, Duration::ZERO));
+            self.summary.failed += 1;
+            self.parts.audience.ended(&record.item, &report);
+        }
+    }
+
+    fn give_up_rest(&mut self) {
+        if !self.once {
+            return;
+        }
+        let rest: Vec<RecordKey> = self.records.keys().cloned().collect();
+        for key in rest {
+            let error = if self.stage == Stage::Running {
+                PollError {
+                    code: Code::ConfigInvalid,
+                    message: "polling is stopped: RpopSettings.processors is 0".to_owned(),
+                    scope: Scope::Local,
+                }
+            } else {
+                interrupted("the run was ended before its turn")
+            };
+            self.give_up(&key, error);
+        }
+    }
+
+    /// Says, counts and remembers what a poll came to.
+    fn settle(&mut self, item: &Arc<WorkItem>, report: &Arc<Report>, next: Option<Moment>) {
+        let counters = &report.counters;
+        let refused = counters.rejected.max(counters.quarantined) + counters.deferred;
+        self.summary.refused += refused;
+        match &report.result {
+            Ok(()) => self.summary.good += 1,
+            Err(_) => self.summary.failed += 1,
+        }
+        let now = self.clock.now();
+        let told = self.records.get(&item.key).and_then(|record| record.told);
+        say(item, report, told, next.map(|next| next.since(now)));
+        let code = report.result.as_ref().err().map(|error| error.code);
+        if let Some(record) = self.records.get_mut(&item.key)
+            && code != Some(Code::Interrupted)
+        {
+            record.polled = true;
+            record.failing = code.is_some();
+            record.told = code;
+        }
+        if self.records.contains_key(&item.key) {
+            self.parts.statuses.ended(&item.key, report, next);
+        }
+        self.parts.audience.ended(item, report);
+    }
+
+    /// Takes up other settings and records.
+    fn apply(&mut self, desired: Desired) {
+        let Desired { settings, items, retry } = desired;
+        let now = self.clock.now();
+        // What failed may have failed because of a setting.
+        let mended = Settings { log_level: settings.log_level, ..(*self.settings).clone() } != *settings;
+        logs::follow(settings.log_level);
+        if mended {
+            self.scheduler.follow(Rules::from(&*settings), now);
+            self.settings = settings;
+        }
+        let mut gone: HashSet<RecordKey> = self.records.keys().cloned().collect();
+        for item in items {
+            gone.remove(&item.key);
+            let again = retry.contains(&item.key);
+            self.put(item, again, mended, now);
+        }
+        for key in gone {
+            if self.scheduler.remove(&key) {
+                self.end_poll(&key, "it was removed");
+            }
+            self.records.remove(&key);
+            self.parts.statuses.forget(&key);
+            tracing::info!(record = %key, "removed");
+        }
+        self.beat();
+    }
+
+    fn put(&mut self, item: WorkItem, again: bool, mended: bool, now: Moment) {
+        let timing = Timing {
+            key: item.key.clone(),
+            uid: item.uid,
+            interval: item.interval,
+            host: Arc::clone(&item.remote.host),
+            port: item.remote.port,
+        };
+        let key = item.key.clone();
+        if let Some(record) = self.records.get_mut(&key) {
+            let other = *record.item != item;
+            let material = other && {
+                let rhythm_aside = WorkItem { interval: record.item.interval, ..item.clone() };
+                rhythm_aside != *record.item
+            };
+            let disabled = item.interval.is_none() && record.item.interval.is_some();
+            let mended = mended && record.failing;
+            if !(other || again || mended) {
+                return;
+            }
+            if other {
+                record.item = Arc::new(item);
+            }
+            self.scheduler.put(&timing, Past::default(), material || again || mended, now);
+            if material || disabled {
+                self.end_poll(&key, "it was changed");
+            }
+            return;
+        }
+        let known = self.parts.statuses.past(&key);
+        let past = if self.once {
+            Past { at_once: true, answered: known.is_some_and(answered), ..Past::default() }
+        } else {
+            known.map_or_else(Past::default, |known| Past {
+                last_poll: known.last_poll,
+                not_before: known.next_poll.filter(|_| known.code.is_some()),
+                failures: known.failures,
+                answered: answered(known),
+                at_once: false,
+            })
+        };
+        // One that comes back while its poll is still ending is mended, too.
+        self.scheduler.put(&timing, past, true, now);
+        let failing = known.is_some_and(|known| known.code.is_some());
+        let record = Record { item: Arc::new(item), polled: known.is_some(), failing, told: None };
+        self.records.insert(key, record);
+    }
+
+    /// Lets the poll of a record end at its next message.
+    fn end_poll(&mut self, key: &RecordKey, why: &str) {
+        let running = self.scheduler.find(key).and_then(|id| self.running.get(&id));
+        if let Some(running) = running {
+            tracing::debug!(record = %key, "{why}: its poll ends at the next message");
+            running.stop.send_replace(Stage::Draining);
+        }
+    }
+
+    fn reach(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.parts.health.set_ready(false);
+        for running in self.running.values() {
+            running.stop.send_replace(stage);
+        }
+    }
+
+    /// Renews the figures and shows that the loop is alive.
+    fn beat(&self) {
+        self.parts.health.beat();
+        let mut states = RecordStates::default();
+        for record in self.records.values() {
+            let state = match record {
+                Record { item, .. } if item.interval.is_none() => &mut states.disabled,
+                Record { polled: false, .. } => &mut states.pending,
+                Record { failing: true, .. } => &mut states.failing,
+                Record { .. } => &mut states.ready,
+            };
+            *state += 1;
+        }
+        self.parts.metrics.figures(
+            &self.scheduler.figures(self.clock.now()),
+            self.settings.processors,
+            states,
+        );
+    }
+}
+
+/// Whether the record's host answered at the last poll, however that ended.
+fn answered(known: Known) -> bool {
+    !matches!(
+        known.code,
+        Some(
+            Code::HostNotFound
+                | Code::HostUnreachable
+                | Code::TimedOut
+                | Code::AddressRefused
+                | Code::SelfPoll
+                | Code::TlsFailed
+                | Code::ServerBusy
+        )
+    )
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn interrupted(why: &str) -> PollError {
+    PollError { code: Code::Interrupted, message: why.to_owned(), scope: Scope::Local }
+}
+
+fn report_of(error: PollError, took: Duration) -> Report {
+    Report { result: Err(error), counters: Counters::default(), took, login_delay: None, refused: None }
+}
+
+/// One poll, ended early where that repeats nothing; a panic is its failure.
+async fn guarded<P: Poller>(
+    poller: &P,
+    item: &WorkItem,
+    settings: &Settings,
+    stop: watch::Receiver<Stage>,
+    give_way: &Notify,
+) -> Report {
+    use futures_util::FutureExt as _;
+    let started = Instant::now();
+    let poll = AssertUnwindSafe(watched(poller, item, settings, stop, give_way)).catch_unwind();
+    // The panic hook has logged where and why.
+    poll.await.unwrap_or_else(|_| {
+        let error = PollError {
+            code: Code::Internal,
+            message: "a defect of RPOP ended this poll; the log says where. Please report it".to_owned(),
+            scope: Scope::Local,
+        };
+        report_of(error, started.elapsed())
+    })
+}
+
+async fn watched<P: Poller>(
+    poller: &P,
+    item: &WorkItem,
+    settings: &Settings,
+    mut stop: watch::Receiver<Stage>,
+    give_way: &Notify,
+) -> Report {
+    let started = Instant::now();
+    let heard = Arc::new(AtomicBool::new(false));
+    let poll = poller.poll(item, settings, stop.clone());
+    let mut poll = std::pin::pin!(HEARD.scope(Arc::clone(&heard), poll));
+    let dropped = |why: &str| report_of(interrupted(why), started.elapsed());
+    loop {
+        tokio::select! {
+            biased;
+            report = &mut poll => return report,
+            () = give_way.notified() => {
+                if !heard.load(Ordering::Relaxed) {
+                    return dropped("its host said nothing while others waited");
+                }
+            }
+            changed = stop.changed() => {
+                let stage = if changed.is_ok() { *stop.borrow_and_update() } else { Stage::Aborting };
+                // Before the listing nothing has been fetched: no need to wait.
+                if stage == Stage::Aborting || (stage == Stage::Draining && !heard.load(Ordering::Relaxed)) {
+                    return dropped("ended by a shutdown or a change");
+                }
+            }
+        }
+    }
+}
+
+/// Logs what a poll came to. A failure that lasts is told once, and again when
+/// it becomes another one or ends.
+fn say(item: &WorkItem, report: &Report, told: Option<Code>, next: Option<Duration>) {
+    let key = &item.key;
+    let counters = &report.counters;
+    let took = report.took.as_secs_f64();
+    let next = next.map(|next| format!("{}s", next.as_secs())).unwrap_or_default();
+    if let Some(refused) = &report.refused {
+        tracing::error!(record = %key, code = %Code::MessageRejected, "a message was refused or set aside: {refused}");
+    }
+    match &report.result {
+        Ok(()) if counters.fetched > 0 || counters.deleted > 0 || told.is_some() => tracing::info!(
+            record = %key,
+            "{} of {} messages delivered, {} deleted, {} octets, {took:.1} s",
+            counters.delivered, counters.listed, counters.deleted, counters.bytes,
+        ),
+        Ok(()) => {
+            tracing::debug!(record = %key, "nothing new among {} messages, {took:.1} s", counters.listed);
+        }
+        Err(error) if error.code == Code::Interrupted => {
+            tracing::info!(record = %key, "{}: {} messages delivered", error.message, counters.delivered);
+        }
+        Err(error) if told == Some(error.code) => {
+            tracing::warn!(record = %key, code = %error.code, next, "still: {}", error.message);
+        }
+        Err(error) => tracing::error!(record = %key, code = %error.code, next, "{}", error.message),
+    }
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;
