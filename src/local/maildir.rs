@@ -115,9 +115,8 @@ impl Post {
         let (report, reported) = oneshot::channel();
         let outcomes = self.outcomes.clone();
         let answer = move |result: Result<(), Failure>| {
-            let result = result
-                .map(|()| vec![Verdict::Accepted; recipients])
-                .map_err(Failure::into_undelivered);
+            let result =
+                result.map(|()| vec![Verdict::Accepted; recipients]).map_err(Failure::into_undelivered);
             outcomes.send(Outcome { id, result }).ok();
         };
         let Some(writer) = self.writer.clone() else {

@@ -16,5 +16,5 @@
 
 mod layers;
 mod parts;
-mod support;
 mod resources;
+mod support;

@@ -134,7 +134,8 @@ impl Draft {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 for part in ["tmp", "new", "cur"] {
                     let part = folder.join(part);
-                    make(&part, &mut made).map_err(|error| failure("cannot make the folder", &part, &error))?;
+                    make(&part, &mut made)
+                        .map_err(|error| failure("cannot make the folder", &part, &error))?;
                 }
                 open()
             }
@@ -247,7 +248,9 @@ fn written(letter: Letter, postmark: &Postmark, buffer: &mut Vec<u8>) -> Entry {
             buffer.clear();
             pieces.iter().for_each(|piece| local_form(piece, buffer));
             for folder in &folders {
-                match Draft::create(folder, postmark).and_then(|mut draft| draft.write(buffer).map(|()| draft)) {
+                match Draft::create(folder, postmark)
+                    .and_then(|mut draft| draft.write(buffer).map(|()| draft))
+                {
                     Ok(draft) => entry.drafts.push(draft),
                     Err(failure) => entry.failed = Some(failure),
                 }
