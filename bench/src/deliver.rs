@@ -10,7 +10,7 @@ use crate::lines::Lines;
 use crate::retrieve::report;
 
 /// Messages in flight with BDAT.
-const WINDOW: usize = 64;
+const WINDOW: usize = 1024;
 
 #[derive(Clone)]
 struct Job {

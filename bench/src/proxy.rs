@@ -68,7 +68,8 @@ async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration)
                 let mut chunk = Vec::with_capacity(CHUNK);
                 match from.read_buf(&mut chunk).await {
                     Ok(got) if got > 0 => {
-                        let Ok(permit) = room.acquire_many(u32::try_from(got).unwrap_or(u32::MAX)).await else {
+                        let Ok(permit) = room.acquire_many(u32::try_from(got).unwrap_or(u32::MAX)).await
+                        else {
                             return;
                         };
                         permit.forget();

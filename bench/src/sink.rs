@@ -76,7 +76,9 @@ fn control(addr: &str, counts: &Counts, began: Instant) -> Result<()> {
         let mut lines = Lines::new(stream)?;
         while let Ok(reset) = lines.line(|line| line == b"RESET") {
             if reset {
-                for count in [&counts.messages, &counts.octets, &counts.sum, &counts.connections, &counts.last] {
+                for count in
+                    [&counts.messages, &counts.octets, &counts.sum, &counts.connections, &counts.last]
+                {
                     count.store(0, Ordering::SeqCst);
                 }
                 base = micros(began);
@@ -206,7 +208,9 @@ fn command(line: &[u8], kind: Kind, recipients: &mut u32, replies: &mut Vec<u8>)
     }
     match &verb {
         b"EHLO" | b"LHLO" => {
-            replies.extend_from_slice(b"250-sink.bench.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE 0\r\n");
+            replies.extend_from_slice(
+                b"250-sink.bench.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE 0\r\n",
+            );
             if kind.chunking {
                 replies.extend_from_slice(b"250-CHUNKING\r\n");
             }

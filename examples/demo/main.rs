@@ -110,13 +110,13 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     println!("\nAll of it in {:.1} s. Next, a mailbox of your own:", began.elapsed().as_secs_f32());
-    println!("  cp examples/own-mailbox.yaml my.yaml && $EDITOR my.yaml");
+    println!("  mkdir -p mail && cp examples/one-machine/*.yaml mail/ && $EDITOR mail/*.yaml");
     let binary = rpop::binary();
     let shown =
         std::env::current_dir().ok().and_then(|here| binary.strip_prefix(here).ok().map(Path::to_owned));
     let binary = shown.unwrap_or(binary);
-    println!("  {} check -f my.yaml --connect", binary.display());
-    println!("  {} run -f my.yaml", binary.display());
+    println!("  {} check -f mail --connect", binary.display());
+    println!("  {} run -f mail", binary.display());
     ExitCode::SUCCESS
 }
 

@@ -16,8 +16,8 @@ use super::transfer::{Context, End, Transfer, ledger_error};
 use super::work::{Work, wanted};
 use crate::domain::code::Code;
 use crate::domain::ledger::{Change, Findings, Ledger, SurveyPolicy};
-use crate::domain::work::{Endpoint, OnUidChange, Settings, WorkItem};
-use crate::net::{AddressPolicy, Connector};
+use crate::domain::work::{OnUidChange, Settings, WorkItem};
+use crate::net::Connector;
 use crate::pop3::Command;
 
 /// Sessions of one poll: each but the first must have been earned by progress.
@@ -245,28 +245,6 @@ impl Engine {
         }
         batch.flush().await.map_err(|error| ledger_error(&error))?;
         Ok(end)
-    }
-
-    /// What may be connected to for `item`: not ourselves, and nothing that
-    /// `remoteNetworks` forbids.
-    pub(super) async fn address_policy(&self, item: &WorkItem, settings: &Settings) -> AddressPolicy {
-        let policy = AddressPolicy::new(settings);
-        if !policy.guards_self() {
-            return policy;
-        }
-        let mut own = Vec::new();
-        let to = &item.destination;
-        let hosts = [&to.smtp, &to.lmtp].into_iter().flatten().filter_map(|host| match &host.endpoint {
-            Endpoint::Tcp(name, _) => Some(Arc::clone(name)),
-            Endpoint::Unix(_) => None,
-        });
-        for name in hosts.chain(policy.own_names().iter().cloned()) {
-            // A destination that does not resolve now cannot be this address.
-            if let Ok(addresses) = self.connector.lookup(&name, settings.timeouts.connect).await {
-                own.extend(addresses);
-            }
-        }
-        policy.with_interfaces().with_own(own)
     }
 
     /// Logs in, counts, and changes nothing: `rpop check --connect`.

@@ -14,7 +14,7 @@ use super::report::{PollError, Scope};
 use crate::domain::code::Code;
 use crate::domain::envelope::Recipient;
 use crate::domain::ledger::{Findings, Survey};
-use crate::domain::work::{SecretRef, Settings, TlsMode, TlsPolicy, WorkItem};
+use crate::domain::work::{Endpoint, SecretRef, Settings, TlsMode, TlsPolicy, WorkItem};
 use crate::message::{Trace, TraceContext};
 use crate::net::{ConnectOptions, Stream, TlsMaterial};
 use crate::pop3::{Client, Command, Credentials, Deadlines, Error, Event, LoginPolicy, Mechanism, Question};
@@ -86,7 +86,12 @@ async fn connect(
     material: &TlsMaterial,
     plan: &mut Plan,
 ) -> Result<Client<Stream>, PollError> {
-    let policy = engine.address_policy(item, settings).await;
+    let to = &item.destination;
+    let deliveries = [&to.smtp, &to.lmtp].into_iter().flatten().filter_map(|host| match &host.endpoint {
+        Endpoint::Tcp(name, _) => Some(&**name),
+        Endpoint::Unix(_) => None,
+    });
+    let policy = engine.connector.address_policy(settings, deliveries, settings.timeouts.connect).await;
     let options = ConnectOptions { policy: Some(&policy), source: item.source_address };
     let (host, port, tls) = (&*item.remote.host, item.remote.port, &*item.remote.tls);
     let deadlines = Deadlines::from(&settings.timeouts);
@@ -256,7 +261,7 @@ impl Session {
             host_name: Arc::clone(&engine.host_name),
             encrypted: self.tls.is_some(),
             account: item.account.clone(),
-            recipients: vec![recipient.address.clone()],
+            recipients: vec![item.account.clone(), recipient.address.clone()],
             key: engine.trace_key,
         }))
     }

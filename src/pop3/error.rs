@@ -12,7 +12,7 @@ use crate::domain::code::Code;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The server closed the connection, or the network did.
-    #[error("the connection was lost while waiting for {during}")]
+    #[error("the connection was lost while waiting for {}", awaited(during))]
     Closed {
         /// What was awaited.
         during: &'static str,
@@ -20,7 +20,7 @@ pub enum Error {
         before_login: bool,
     },
     /// The operating system or TLS reported an error.
-    #[error("the connection broke while waiting for {during}")]
+    #[error("the connection broke while waiting for {}", awaited(during))]
     Io {
         /// What was awaited.
         during: &'static str,
@@ -31,7 +31,7 @@ pub enum Error {
         source: io::Error,
     },
     /// No reply came in time.
-    #[error("no reply to {during} within {} s", after.as_secs())]
+    #[error("{} did not come within {} s", awaited(during), after.as_secs())]
     TimedOut {
         /// What was awaited.
         during: &'static str,
@@ -61,7 +61,7 @@ pub enum Error {
     #[error("the server sent a reply to nothing: {0}")]
     OutOfStep(String),
     /// `-ERR`.
-    #[error("the server refused {command}: {reply}")]
+    #[error("the server refused {}: {reply}", if *command == GREETING { "the connection" } else { *command })]
     Refused {
         /// The command without its arguments.
         command: &'static str,
@@ -168,6 +168,15 @@ impl Error {
     }
 }
 
+fn awaited(during: &str) -> String {
+    match during {
+        GREETING => "the server's greeting".to_owned(),
+        NOTHING => "the next request".to_owned(),
+        command => format!("the reply to {command}"),
+    }
+}
+
 /// Names of what is awaited, where code depends on them.
 pub(super) const CAPA: &str = "CAPA";
-pub(super) const GREETING: &str = "the greeting";
+pub(super) const GREETING: &str = "connect";
+pub(super) const NOTHING: &str = "nothing";

@@ -183,7 +183,7 @@ mod tests {
         let mut result = Ok(false);
         let mut most = 0;
         while result == Ok(false) {
-            let mut input = BytesMut::from(&[b'x'; 1 << 20][..]);
+            let mut input = BytesMut::from(&vec![b'x'; 1 << 20][..]);
             result = lines.read(&mut input, |_| {});
             most = most.max(input.len());
         }

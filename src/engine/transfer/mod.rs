@@ -36,6 +36,9 @@ const DELETIONS: usize = 5_000;
 /// slow: servers log idle sessions out after 10 minutes (RFC 1939, section 3),
 /// some much sooner.
 const KEEPALIVE: Duration = Duration::from_secs(25);
+/// How long an answer may take while a session that fell out of step is being
+/// drained: one may be missing for good, and another session is at hand.
+const DRAIN: Duration = Duration::from_secs(5);
 /// Refusals for now, with no acceptance between them, that end a poll.
 const DEFERRALS: u32 = 5;
 /// Refusals of the recipient for good, likewise.
@@ -95,6 +98,8 @@ enum Step {
     Event(Result<Event, crate::pop3::Error>),
     /// The POP3 side has not heard from us for long.
     Quiet,
+    /// What was in flight when the session fell out of step does not come.
+    Undrained,
 }
 
 /// A message that the destination has, or is about to have.
@@ -224,6 +229,7 @@ impl<'a> Transfer<'a> {
             let keepalive = self.heard + KEEPALIVE;
             let keep_alive = self.client.in_flight() == 0;
             let (stopping, until) = (self.stopping, self.context.until);
+            let (draining, drained_by) = (self.draining, self.heard + DRAIN);
             let Self { client, courier, batch, out, ready, handed, .. } = &mut *self;
             let step = tokio::select! {
                 biased;
@@ -248,13 +254,19 @@ impl<'a> Transfer<'a> {
                 }
                 () = sleep_until(until), if !stopping => Step::Moved,
                 () = sleep_until(keepalive), if keep_alive => Step::Quiet,
+                () = sleep_until(drained_by), if draining => Step::Undrained,
             };
             match step {
                 Step::Moved => {}
                 Step::Outcome(outcome) => self.on_outcome(outcome),
                 Step::CourierGone => self.on_courier_gone(),
-                Step::Committed(numbers) => {
-                    self.deletions.extend(numbers.map_err(|error| ledger_error(&error))?);
+                Step::Committed(Ok(numbers)) => self.deletions.extend(numbers),
+                Step::Committed(Err(error)) => {
+                    // What is not handed over yet must stay so: nobody would
+                    // remember it.
+                    let error = ledger_error(&error);
+                    self.fail(error.code, &error.message);
+                    return Err(error);
                 }
                 Step::StreamGone(sender) => self.on_stream_gone(&sender),
                 Step::Event(Ok(event)) => {
@@ -263,6 +275,11 @@ impl<'a> Transfer<'a> {
                     }
                 }
                 Step::Event(Err(error)) => return self.on_broken(&error),
+                Step::Undrained => {
+                    self.in_step = false;
+                    self.plan.careful = true;
+                    return Ok(End::Again);
+                }
                 Step::Quiet => {
                     self.heard = Instant::now();
                     self.client.send(Command::Noop);

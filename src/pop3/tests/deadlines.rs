@@ -18,14 +18,14 @@ async fn a_silent_server_is_given_up_after_the_reply_deadline() {
     let (near, _far) = duplex(64);
     let started = Instant::now();
     let error = Client::greet(near, deadlines()).await.unwrap_err();
-    assert_eq!(started.elapsed(), Duration::from_secs(60));
+    assert_eq!(started.elapsed(), Duration::from_mins(1));
     assert_eq!((error.code(), error.scope()), (Code::TimedOut, Scope::Host));
 
     let (mut client, _server) = client([]).await;
     let started = Instant::now();
     client.send(Command::Noop);
     assert_eq!(last(&mut client).await.code(), Code::TimedOut);
-    assert_eq!(started.elapsed(), Duration::from_secs(60));
+    assert_eq!(started.elapsed(), Duration::from_mins(1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -41,7 +41,7 @@ async fn a_reply_that_trickles_is_given_up_too() {
     let started = Instant::now();
     let error = Client::greet(near, deadlines()).await.unwrap_err();
     assert_eq!(error.code(), Code::TimedOut);
-    assert!(started.elapsed() <= Duration::from_secs(60));
+    assert!(started.elapsed() <= Duration::from_mins(1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,10 +138,10 @@ async fn waits_that_are_broken_off_count_and_time_spent_elsewhere_does_not() {
             () = sleep(Duration::from_secs(7)) => waited += started.elapsed(),
         }
         // A slow destination.
-        sleep(Duration::from_secs(300)).await;
+        sleep(Duration::from_mins(5)).await;
     };
     assert_eq!(error.code(), Code::TimedOut);
-    assert_eq!(waited, Duration::from_secs(60));
+    assert_eq!(waited, Duration::from_mins(1));
     drop(server);
 }
 

@@ -109,8 +109,6 @@ async fn no_password_goes_out_in_clear_unless_that_is_allowed() {
 #[tokio::test]
 async fn a_refused_apop_is_a_failed_login() {
     // quirks: "a banner that shows one while APOP is refused falls back only where policy allows clear text."
-    let apop: Step = ("APOP alice77 2f2ef0c5e0bcbd5a7b3f9ac2b3ad6f12", b"");
-    let _ = apop;
     for policy in [LoginPolicy { apop: true, ..BARE }, LoginPolicy { apop: true, ..CLEAR }] {
         let digest = crate::pop3::apop::answer(b"<1.2@h>", b"secret");
         let line: &'static str = Box::leak(format!("APOP alice77 {}", digest.as_str()).into_boxed_str());
