@@ -22,6 +22,6 @@ mod framing;
 mod layers;
 mod parts;
 mod resources;
-mod session;
 mod support;
+mod session;
 mod uidl;
