@@ -14,8 +14,8 @@ fn project(path: &str) -> PathBuf {
 fn held_against(path: &str, wanted: &str) {
     let path = project(path);
     if std::env::var_os("UPDATE").is_some_and(|value| value == "1") {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, wanted).unwrap();
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder that can be made");
+        fs::write(&path, wanted).expect("a file that can be written");
     }
     let found = fs::read_to_string(&path).unwrap_or_default();
     assert!(

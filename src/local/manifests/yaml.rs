@@ -264,34 +264,37 @@ impl Builder {
         match self.open.last_mut().map(|open| &mut open.kind) {
             None => self.root = Some(node),
             Some(Kind::List(items)) => items.push(node),
-            Some(Kind::Map(entries, pending)) => match pending.take() {
-                Some((key, key_at)) => entries.push(Entry { key, key_at, node }),
-                None => {
-                    let key = match node.value {
-                        Value::Text(text) => text,
-                        Value::Null => String::new(),
-                        Value::Bool(value) => value.to_string(),
-                        Value::Int(value) => value.to_string(),
-                        Value::Float(value) => value.to_string(),
-                        Value::List(_) | Value::Map(_) => {
-                            return Err(Fault { at: node.at, message: "a key must be a plain word".into() });
-                        }
-                    };
-                    if let Some(first) = entries.iter().find(|entry| entry.key == key && key != "<<") {
-                        return Err(Fault {
-                            at: node.at,
-                            message: format!(
-                                "`{}` is written twice; first on line {}",
-                                escape(&key),
-                                first.key_at.line
-                            ),
-                        });
-                    }
-                    *pending = Some((key, node.at));
+            Some(Kind::Map(entries, pending)) => {
+                if let Some((key, key_at)) = pending.take() {
+                    entries.push(Entry { key, key_at, node });
+                } else {
+                    *pending = Some((key_of(entries, &node)?, node.at));
                 }
-            },
+            }
         }
         Ok(())
+    }
+}
+
+/// The text of a key that is new to the mapping.
+fn key_of(entries: &[Entry], node: &Node) -> Result<String, Fault> {
+    let key = match &node.value {
+        Value::Text(text) => text.clone(),
+        Value::Null => String::new(),
+        Value::Bool(value) => value.to_string(),
+        Value::Int(value) => value.to_string(),
+        Value::Float(value) => value.to_string(),
+        Value::List(_) | Value::Map(_) => {
+            return Err(Fault { at: node.at, message: "a key must be a plain word".into() });
+        }
+    };
+    match entries.iter().find(|entry| entry.key == key && key != "<<") {
+        None => Ok(key),
+        Some(first) => {
+            let line = first.key_at.line;
+            let message = format!("`{}` is written twice; first on line {line}", escape(&key));
+            Err(Fault { at: node.at, message })
+        }
     }
 }
 
