@@ -52,6 +52,17 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     [RpopDomain::crd(), RpopRecord::crd(), RpopSettings::crd()].into_iter().map(without_nullable).collect()
 }
 
+/// The CRD of a kind of ours.
+pub(crate) fn crd_of(kind: &str) -> Option<CustomResourceDefinition> {
+    let crd = match kind {
+        "RpopRecord" => RpopRecord::crd(),
+        "RpopDomain" => RpopDomain::crd(),
+        "RpopSettings" => RpopSettings::crd(),
+        _ => return None,
+    };
+    Some(without_nullable(crd))
+}
+
 /// One CRD as YAML, the content of its file under `crds/`.
 ///
 /// # Panics

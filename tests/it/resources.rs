@@ -42,6 +42,29 @@ fn the_reference_is_what_the_code_says() {
 }
 
 #[test]
+fn kubectl_get_rpop_shows_the_columns_that_people_look_for() {
+    let crd = api::crds().into_iter().find(|crd| crd.spec.names.kind == "RpopRecord").unwrap();
+    assert_eq!(crd.spec.names.short_names, Some(vec!["rpop".to_owned()]));
+    let columns = crd.spec.versions[0].additional_printer_columns.clone().unwrap();
+    let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "Poll Every",
+            "Account",
+            "At Host",
+            "Leave",
+            "APOP",
+            "TLS",
+            "Mailbox/Special",
+            "Last",
+            "Ready",
+            "Age"
+        ]
+    );
+}
+
+#[test]
 fn crds_read_back_as_they_were() {
     for crd in api::crds() {
         let read: serde_json::Value = serde_saphyr::from_str(&api::crd_yaml(&crd)).unwrap();

@@ -44,7 +44,8 @@ pub(super) fn list(paths: &[PathBuf]) -> Result<Vec<PathBuf>, LoadError> {
         }
     }
     let mut seen = std::collections::HashSet::new();
-    found.retain(|path| seen.insert(path.clone()));
+    // A file that is named twice, or that two links lead to, is one file.
+    found.retain(|path| seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone())));
     Ok(found)
 }
 

@@ -47,6 +47,7 @@ pub(super) struct DomainDraft {
     pub(super) spec: api::RpopDomainSpec,
     pub(super) place: Place,
     pub(super) delivery: Position,
+    pub(super) outgoing: Position,
     pub(super) aliases: Position,
     pub(super) postmaster: Position,
 }
@@ -155,7 +156,10 @@ impl Loader {
     pub(super) fn stream(&mut self, file: u32, text: &str) {
         let bare = text.strip_prefix('\u{feff}').unwrap_or(text);
         yaml::read(bare, |document| match document {
-            Ok(node) => self.object(file, &node),
+            Ok(node) => {
+                self.object(file, &node);
+                node.wipe();
+            }
             Err(fault) => {
                 self.broken_files.insert(file);
                 let place = Place { file, at: fault.at };
@@ -382,6 +386,7 @@ impl Loader {
                 spec,
                 place: Place { file, at: node.locate("metadata.name") },
                 delivery: node.locate("spec.delivery"),
+                outgoing: node.locate("spec.useForOutgoing"),
                 aliases: node.locate("spec.aliases"),
                 postmaster: node.locate("spec.postmaster"),
             }),

@@ -598,6 +598,27 @@ async fn changes_are_noticed_once_they_have_settled() {
     tokio::time::timeout(Duration::from_mins(1), watcher.changed()).await.unwrap();
 }
 
+#[test]
+fn two_records_of_one_maildrop_are_warned_of_unless_both_leave_the_mail() {
+    for (lines, warnings) in [("leave: true\n", 0), ("leave: false\n", 1)] {
+        let text = record(&format!("{REMOTE}{lines}"));
+        let other = text.replace("name: isp,", "name: other,");
+        let read = load(&[("d.yaml", DOMAIN), ("a.yaml", &text), ("b.yaml", &other), ("s.yaml", SECRET)]);
+        let found: Vec<_> =
+            read.diagnostics.iter().filter(|finding| finding.severity == Severity::Warning).collect();
+        assert_eq!(found.len(), warnings, "{}", read.report());
+        assert!(found.iter().all(|finding| finding.message.contains("the maildrop of mail/isp too")));
+    }
+}
+
+#[test]
+fn a_file_that_is_named_twice_is_read_once() {
+    let folder = Folder::of(&[("d.yaml", DOMAIN)]);
+    let read = Configuration::load(&[folder.path(), folder.path().join("d.yaml")]).unwrap();
+    assert!(!read.has_errors(), "{}", read.report());
+    assert_eq!(read.files.len(), 1);
+}
+
 /// Reads a stream as if it were a file.
 fn read_text(loader: &mut loader::Loader, text: &str) -> Vec<Diagnostic> {
     loader.files.push(std::path::Path::new("x.yaml").into());

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 use serde_json::Value as Json;
+use zeroize::Zeroize as _;
 
 /// Nodes that aliases may add to one document.
 const ALIAS_BUDGET: usize = 100_000;
@@ -126,6 +127,19 @@ impl Node {
                 Json::Object(entries.iter().map(|entry| (entry.key.clone(), entry.node.json())).collect())
             }
         }
+    }
+
+    /// Overwrites all text: it may have been passwords.
+    pub(super) fn wipe(mut self) {
+        fn visit(node: &mut Node) {
+            match &mut node.value {
+                Value::Text(text) => text.zeroize(),
+                Value::List(items) => items.iter_mut().for_each(visit),
+                Value::Map(entries) => entries.iter_mut().for_each(|entry| visit(&mut entry.node)),
+                _ => {}
+            }
+        }
+        visit(&mut self);
     }
 
     fn count(&self) -> usize {
