@@ -350,10 +350,12 @@ fn excerpts(findings: &mut [Diagnostic]) {
             last = Some(Lines::of(&finding.file));
         }
         let Some(lines) = &last else { continue };
+        let line = usize::try_from(finding.line).ok().and_then(|line| lines.get(line - 1));
         // Where the YAML itself is broken nobody knows whose line it is.
         let secret = finding.subject.starts_with("Secret ")
-            || (finding.subject.is_empty() && lines.text.contains("Secret"));
-        let line = usize::try_from(finding.line).ok().and_then(|line| lines.get(line - 1));
+            || (finding.subject.is_empty()
+                && (lines.hold_secrets()
+                    || line.is_some_and(|line| line.to_ascii_lowercase().contains("pass"))));
         if let (Some(line), false) = (line, secret) {
             let end = finding.column.saturating_sub(1).saturating_add(finding.length);
             let shown = if hide { end.min(160) } else { 160 };
@@ -384,6 +386,14 @@ impl Lines {
         let mut ends: Vec<usize> = memchr::memchr_iter(b'\n', text.as_bytes()).collect();
         ends.push(text.len());
         Self { file: Arc::clone(file), text: Zeroizing::new(text), ends }
+    }
+
+    /// Whether any object in it may be a Secret, however it is written.
+    fn hold_secrets(&self) -> bool {
+        self.text.match_indices("Secret").any(|(at, _)| {
+            let before = self.text.get(..at).unwrap_or("");
+            before.trim_end_matches([' ', ':', '"', '\'', '\n', '\r', '\t']).ends_with("kind")
+        })
     }
 
     fn get(&self, line: usize) -> Option<&str> {

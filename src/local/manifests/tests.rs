@@ -123,6 +123,33 @@ fn a_typo_is_reported_with_its_place_and_what_was_meant() {
 }
 
 #[test]
+fn what_other_programs_call_it_is_translated() {
+    let text = record(&REMOTE.replace("account: a77", "user: a77"));
+    let read = load(&[("d.yaml", DOMAIN), ("r.yaml", &text), ("s.yaml", SECRET)]);
+    let all = errors(&read).join("\n");
+    assert!(all.contains("unknown field `user`: here it is called `account`"), "{all}");
+}
+
+#[test]
+fn broken_yaml_comes_with_a_remedy() {
+    for (text, line, remedy) in [
+        ("a:\n\tb: 1\n", 2, "indent with spaces"),
+        ("a: *b\n", 1, "begins with * must be in quotes"),
+        ("a: @b\n", 1, "begins with @, % or ` must be in quotes"),
+        ("a:\n  b: 1\n c: 2\n", 3, "indented alike"),
+        ("a: 1\nb\nc: 2\n", 2, "a colon and a space are missing"),
+        ("a: b: c\n", 1, "must be in quotes"),
+        ("a: \"b\n", 1, "end the value with the quote that it begins with"),
+    ] {
+        let read = load(&[("x.yaml", text)]);
+        let error = only_error(&read);
+        assert!(error.contains(remedy), "{text}: {error}");
+        assert!(read.diagnostics[0].excerpt.is_some(), "{text}");
+        assert_eq!(read.diagnostics[0].line, line, "{text}: {error}");
+    }
+}
+
+#[test]
 fn fields_in_the_wrong_place_are_told_where_they_belong() {
     assert_eq!(
         only_error(&with("host: pop.isp.example\n")),
@@ -439,7 +466,11 @@ fn never_leaves_a_record_out_with_a_note() {
 #[test]
 fn types_are_explained() {
     for (lines, message) in [
-        ("pollEvery: 300\n", "`pollEvery` must be text, found the number 300: put it in quotes: \"300\""),
+        (
+            "pollEvery: 300\n",
+            "`pollEvery` must be text, found the number 300: write a duration of at least 10s",
+        ),
+        ("mailbox: 2024\n", "`mailbox` must be text, found the number 2024: put it in quotes: \"2024\""),
         ("leave: 'true'\n", "`leave` must be true or false, found text"),
         ("keepForDays: '3'\nleave: true\n", "`keepForDays` must be a number: remove the quotes"),
         ("keepForDays: 0\nleave: true\n", "`keepForDays` cannot be 0: write a number from 1 to 36500"),

@@ -166,7 +166,7 @@ pub(super) fn read(text: &str, mut each: impl FnMut(Result<Node, Fault>)) {
             Err(error) => {
                 let mark = error.marker();
                 let at = Position { line: number(mark.line()), column: number(mark.col() + 1), length: 1 };
-                Err(Fault { at, message: error.info() })
+                Err(Fault { at, message: remedy(&error.info()) })
             }
         };
         match step {
@@ -179,10 +179,29 @@ pub(super) fn read(text: &str, mut each: impl FnMut(Result<Node, Fault>)) {
                 match parser.proceed_next_document() {
                     Ok(true) => {}
                     Ok(false) => return,
-                    Err(error) => return each(Err(Fault { at, message: error.info() })),
+                    Err(error) => return each(Err(Fault { at, message: remedy(&error.info()) })),
                 }
             }
         }
+    }
+}
+
+/// The parser's words, and what helps against the mistakes that are made most.
+fn remedy(message: &str) -> String {
+    const REMEDIES: &[(&str, &str)] = &[
+        ("tab", "indent with spaces"),
+        ("unknown anchor", "a value that begins with * must be in quotes"),
+        ("unexpected character", "a value that begins with @, % or ` must be in quotes"),
+        ("expected key", "look whether this line and the one above are indented alike"),
+        ("expected ':'", "a colon and a space are missing behind a name, or a quote is not closed"),
+        ("mapping values are not allowed", "a value that holds a colon and a space must be in quotes"),
+        ("unclosed quote", "end the value with the quote that it begins with"),
+    ];
+    // A character that it cites may be the first of a password.
+    let message = message.split(": `").next().unwrap_or(message);
+    match REMEDIES.iter().find(|(part, _)| message.contains(part)) {
+        Some((_, remedy)) => format!("{message}: {remedy}"),
+        None => message.to_owned(),
     }
 }
 
