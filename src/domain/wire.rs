@@ -54,8 +54,8 @@ impl Piece {
     }
 
     /// Takes the first `at` octets off as a piece of their own, without
-    /// copying. `at` must not stand between CR and LF; behind a line's end it is always
-    /// right.
+    /// copying. `at` must not stand between CR and LF; behind a line's end it
+    /// is always right.
     #[must_use]
     pub fn split_to(&mut self, at: usize) -> Self {
         let at = at.min(self.bytes.len());
