@@ -402,6 +402,7 @@ impl<P: Poller> Run<P> {
         self.parts.metrics.polled(report);
         self.settle(&item, report, next);
         match &report.result {
+            _ if self.once => {}
             Err(error) if error.scope == Scope::Host => self.tell_hosts(&item, Some(error)),
             Ok(()) => self.tell_hosts(&item, None),
             Err(_) => {}
@@ -472,7 +473,7 @@ impl<P: Poller> Run<P> {
             Err(_) => self.summary.failed += 1,
         }
         let now = self.clock.now();
-        let next = next.map(|next| next.since(now));
+        let next = next.filter(|_| !self.once).map(|next| next.since(now));
         let told = self.records.get(&item.key).and_then(|record| record.told);
         say(item, report, told, next);
         let code = report.result.as_ref().err().map(|error| error.code);

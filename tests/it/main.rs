@@ -22,6 +22,6 @@ mod framing;
 mod layers;
 mod parts;
 mod resources;
-mod support;
 mod session;
+mod support;
 mod uidl;
