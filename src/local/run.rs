@@ -30,6 +30,10 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 /// How often the figures are renewed and the loop shows that it is alive.
 const BEAT: Duration = Duration::from_secs(5);
 
+/// How often the figures are renewed at most while polls end, but at the end
+/// of the last one.
+const RENEW: Duration = Duration::from_millis(500);
+
 /// Polls one record; the engine does.
 pub trait Poller: Send + Sync + 'static {
     /// One poll. Ends at the next message when `stop` says so; may be dropped
@@ -253,6 +257,8 @@ pub struct Run<P> {
     tasks: JoinSet<(Id, Report)>,
     stage: Stage,
     summary: Summary,
+    /// When the figures were renewed.
+    renewed: Instant,
     /// Why hosts are left alone.
     failed_hosts: HashMap<(String, u16), LastError>,
     past: BTreeMap<RecordKey, RecordStatus>,
@@ -272,6 +278,7 @@ impl<P: Poller> Run<P> {
             tasks: JoinSet::new(),
             stage: Stage::Running,
             summary: Summary::default(),
+            renewed: Instant::now(),
             failed_hosts: HashMap::new(),
             past,
             parts,
@@ -313,6 +320,9 @@ impl<P: Poller> Run<P> {
                 Some(ended) = self.tasks.join_next() => {
                     if let Ok((id, report)) = ended {
                         self.finish(id, &report);
+                    }
+                    if self.renewed.elapsed() > RENEW || self.running.is_empty() {
+                        self.beat();
                     }
                 }
                 Some(key) = self.parts.heard.recv() => {
@@ -558,7 +568,11 @@ impl<P: Poller> Run<P> {
             if other {
                 record.item = item;
             }
-            self.scheduler.put(&timing, Past::default(), material || again || mended, now);
+            let id = self.scheduler.put(&timing, Past::default(), material || again || mended, now);
+            let next = self.scheduler.next(id).map(|next| next.since(now));
+            let next = next.and_then(|next| jiff::Timestamp::now().checked_add(next).ok());
+            record.status.next_poll = next.map(jiff::Timestamp::as_second);
+            self.parts.statuses.put(&key, record.status.clone());
             if material || disabled {
                 self.end_poll(&key, "it was changed");
             }
@@ -624,7 +638,8 @@ impl<P: Poller> Run<P> {
     }
 
     /// Renews the figures and shows that the loop is alive.
-    fn beat(&self) {
+    fn beat(&mut self) {
+        self.renewed = Instant::now();
         self.parts.health.beat();
         let mut states = RecordStates::default();
         for record in self.records.values() {
