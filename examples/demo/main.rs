@@ -136,9 +136,14 @@ fn render(folder: &Path, provider: &Dovecot, home: &Dovecot, postfix: Option<&Po
             Some(postfix) => text.replace("port: 2025", &format!("port: {}", postfix.smtp)),
             None => text.lines().filter(|line| !line.contains("port: 2025")).collect::<Vec<_>>().join("\n"),
         };
-        let authority = provider.authority.pem.trim_end().replace('\n', "\n    ");
-        text = text.replace("(the demonstration makes one and puts it here)", &authority);
-        std::fs::write(manifests.join(name), text).expect("a manifest");
+        if let Some((before, _)) = text.split_once("    -----BEGIN CERTIFICATE") {
+            text = format!("{before}    {}\n", provider.authority.pem.trim_end().replace('\n', "\n    "));
+        }
+        let path = manifests.join(name);
+        std::fs::write(&path, text).expect("a manifest");
+        // As the manifests say themselves: Secrets are nobody else's business.
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .expect("its mode");
     }
     manifests
 }

@@ -127,7 +127,6 @@ impl Engine {
         for number in 0..SESSIONS {
             plan.progress = false;
             let session = session::open(self, item, settings, &mut plan).await?;
-            tally.login_delay = session.login_delay;
             match self
                 .session(item, settings, session, &mut batch, &mut plan, tally, until, &mut stop)
                 .await?
@@ -177,6 +176,7 @@ impl Engine {
             on_uid_change: item.on_uid_change,
         };
         let maildrop = session.survey(item, ledger.survey(policy)).await?;
+        tally.login_delay = session.login_delay;
         let mut work = Work::default();
         match maildrop {
             Maildrop::Listed(findings)
@@ -210,7 +210,7 @@ impl Engine {
         let recipient = route::recipient(item, &route)?;
         let postmaster = item.postmaster.clone().map(|to| route::to_mailbox(to, route.via));
         let trace = session.trace(item, self, &recipient);
-        let pipelining = session.pipelining;
+        let (pipelining, expires_at_once) = (session.pipelining, session.expires_at_once);
         let context = Context {
             item,
             recipient,
@@ -224,6 +224,7 @@ impl Engine {
             until,
             now,
             pipelining,
+            expires_at_once,
         };
         let courier = self.sink.open(route);
         plan.left_cleanly = false;

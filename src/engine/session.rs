@@ -17,13 +17,17 @@ use crate::domain::ledger::{Findings, Survey};
 use crate::domain::work::{Endpoint, SecretRef, Settings, TlsMode, TlsPolicy, WorkItem};
 use crate::message::{Trace, TraceContext};
 use crate::net::{ConnectOptions, Stream, TlsMaterial};
-use crate::pop3::{Client, Command, Credentials, Deadlines, Error, Event, LoginPolicy, Mechanism, Question};
+use crate::pop3::{
+    Client, Command, Credentials, Deadlines, Error, Event, Expire, LoginPolicy, Mechanism, Question,
+};
 
 /// A session after its login.
 pub(super) struct Session {
     pub(super) client: Client<Stream>,
     pub(super) pipelining: bool,
     pub(super) login_delay: Option<Duration>,
+    /// EXPIRE 0 is announced.
+    pub(super) expires_at_once: bool,
     asks_capa: bool,
     /// By STAT.
     messages: u32,
@@ -165,6 +169,7 @@ async fn log_in(
     Ok(Session {
         client,
         asks_capa: !plan.without_capa,
+        expires_at_once: false,
         messages: 0,
         octets: 0,
         pipelining: false,
@@ -194,6 +199,7 @@ impl Session {
         if let Some(known) = self.client.known_capabilities() {
             self.pipelining = known.pipelining;
             self.login_delay = known.login_delay;
+            self.expires_at_once = known.expire == Some(Expire::Days(0));
         }
         let stat = self.client.stat().await.map_err(|error| protocol(&error))?;
         (self.messages, self.octets) = (stat.messages, stat.octets);

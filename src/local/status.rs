@@ -488,6 +488,7 @@ mod tests {
         assert!(size_of::<RecordStatus>() <= 128, "{}", size_of::<RecordStatus>());
     }
 
+    // quirks: "Log lines and status messages escape and cap what servers sent."
     #[test]
     fn an_error_counts_on_while_its_code_stays_the_same() {
         let mut status = polled();

@@ -7,8 +7,9 @@ use super::reply::{Reply, ResponseCode};
 use crate::domain::code::Code;
 
 /// Why a session, or a request in it, failed. After any error but
-/// [`Error::Refused`], [`Error::Unsupported`] and [`Error::Credentials`] the
-/// session is out of step: it must be dropped. Holds no secrets.
+/// [`Error::Refused`], [`Error::Unsupported`] and those of a login that sent
+/// nothing ([`Error::NoMechanism`], [`Error::UserName`], [`Error::Password`])
+/// the session is out of step: it must be dropped. Holds no secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The server closed the connection, or the network did.
@@ -81,9 +82,12 @@ pub enum Error {
     /// No mechanism can be used.
     #[error("{0}")]
     NoMechanism(String),
-    /// The name or the password cannot be sent at all.
+    /// The user name cannot be sent at all.
     #[error("{0}")]
-    Credentials(&'static str),
+    UserName(&'static str),
+    /// The password cannot be sent at all.
+    #[error("{0}")]
+    Password(&'static str),
     /// STLS was refused, or something stood in the clear behind its reply.
     #[error("{0}")]
     Tls(String),
@@ -119,7 +123,8 @@ impl Error {
                 _ => Code::ProtocolError,
             },
             Self::NoMechanism(_) => Code::AuthUnavailable,
-            Self::Credentials(_) => Code::SecretInvalid,
+            Self::UserName(_) => Code::ConfigInvalid,
+            Self::Password(_) => Code::SecretInvalid,
             Self::Tls(_) => Code::TlsFailed,
         }
     }
@@ -150,6 +155,7 @@ impl Error {
             self.code(),
             Code::AuthFailed
                 | Code::AuthUnavailable
+                | Code::ConfigInvalid
                 | Code::SecretInvalid
                 | Code::UidlMissing
                 | Code::TlsFailed

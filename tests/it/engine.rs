@@ -369,3 +369,209 @@ async fn refused_messages_go_as_the_record_says() {
         assert_eq!(from.uids().len(), left, "{policy:?}");
     }
 }
+
+// quirks: "Honour `LOGIN-DELAY n` and `EXPIRE 0` capabilities"
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_expires_at_once_hears_no_quit_while_mail_is_undelivered() {
+    let capabilities = ["UIDL", "USER", "PIPELINING", "EXPIRE 0", "LOGIN-DELAY 300"];
+    let from = Pop3::new().capabilities(Some(&capabilities)).generated("m", 4, 500).start();
+    let refused = AtomicBool::new(false);
+    let to = Smtp::new()
+        .script(move |call| {
+            if call.verb == "." && call.holds("m-00002") && !refused.swap(true, Ordering::SeqCst) {
+                smtp::Act::Say("451 4.3.0 later".into())
+            } else {
+                smtp::Act::Properly
+            }
+        })
+        .start();
+    let mut bench = Bench::new(&from, &to);
+    bench.item.leave = true;
+    let report = bench.poll_well().await;
+    assert_eq!(report.login_delay, Some(Duration::from_mins(5)));
+    assert_eq!((report.counters.delivered, from.count("QUIT")), (3, 0));
+    bench.poll_well().await;
+    once_each(&to, 4);
+    assert_eq!(from.count("QUIT"), 1);
+}
+
+// quirks: "Equal UIDs for different messages in one listing"
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_uids_of_different_messages_lose_none_and_repeat_none() {
+    for leave in [true, false] {
+        let from = Pop3::new()
+            .mail("same", &message("a-1", 500))
+            .mail("same", &message("a-2", 500))
+            .mail("same", &message("a-3", 700))
+            .mail("own", &message("b-1", 500))
+            .start();
+        let to = Smtp::new().start();
+        let mut bench = Bench::new(&from, &to);
+        bench.item.leave = leave;
+        bench.poll_well().await;
+        once_each(&to, 4);
+        assert_eq!(from.uids().len(), if leave { 4 } else { 0 });
+        let retrieved = from.retrieved().len();
+        bench.poll_well().await;
+        bench.poll_well().await;
+        once_each(&to, 4);
+        assert_eq!(from.retrieved().len(), retrieved, "nothing is fetched for ever");
+        from.put("same", &message("a-4", 500));
+        bench.poll_well().await;
+        bench.poll_well().await;
+        once_each(&to, 5);
+    }
+}
+
+// quirks: "UIDL missing while `leave` is on"
+#[tokio::test(flavor = "multi_thread")]
+async fn without_uidl_mail_can_be_moved_but_not_left() {
+    let from = Pop3::new()
+        .generated("m", 10, 500)
+        .script(|call| if call.verb == "UIDL" { pop3::Act::line("-ERR what?") } else { pop3::Act::Properly })
+        .start();
+    let to = Smtp::new().start();
+    let mut bench = Bench::new(&from, &to);
+    bench.item.leave = true;
+    let error = bench.poll().await.result.unwrap_err();
+    assert_eq!(error.code, Code::UidlMissing);
+    assert!(error.message.contains("leave"), "{error}");
+    assert_eq!(to.accepted(), 0);
+    bench.item.leave = false;
+    bench.poll_well().await;
+    once_each(&to, 10);
+    assert_eq!(from.uids().len(), 0);
+    assert_eq!(bench.ledger().len(), 0);
+}
+
+// quirks: "DELE answered with garbage on some messages; QUIT answered `-ERR` or dropped"
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_that_did_not_happen_are_made_up_for() {
+    let acts = [
+        ("QUIT", pop3::Act::line("-ERR some messages not removed")),
+        ("QUIT", pop3::Act::Close),
+        ("DELE", pop3::Act::line("what is this")),
+        ("DELE", pop3::Act::Close),
+    ];
+    for (verb, act) in acts {
+        let from = Pop3::new()
+            .generated("m", 30, 500)
+            .script(move |call| {
+                let odd = call.session == 1 && call.verb == verb && (verb == "QUIT" || call.number() == 9);
+                if odd { act.clone() } else { pop3::Act::Properly }
+            })
+            .start();
+        let to = Smtp::new().start();
+        let bench = Bench::new(&from, &to);
+        bench.poll().await;
+        bench.poll_well().await;
+        once_each(&to, 30);
+        assert_eq!(from.uids().len(), 0, "nothing is orphaned");
+    }
+}
+
+// quirks: "A temporarily refused message in the middle of the mailbox is retried later"
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_refused_for_now_is_tried_at_the_next_poll() {
+    let from = Pop3::new().generated("m", 10, 500).start();
+    let times = AtomicUsize::new(0);
+    let to = Smtp::new()
+        .script(move |call| {
+            if call.verb == "." && call.holds("m-00003") && times.fetch_add(1, Ordering::SeqCst) == 0 {
+                smtp::Act::Say("451 4.3.0 later".into())
+            } else {
+                smtp::Act::Properly
+            }
+        })
+        .start();
+    let bench = Bench::new(&from, &to);
+    let report = bench.poll_well().await;
+    assert_eq!((report.counters.delivered, report.counters.deferred), (9, 1));
+    bench.poll_well().await;
+    once_each(&to, 10);
+    assert_eq!(from.uids().len(), 0);
+}
+
+// quirks: "connection lost after the dot and before the reply (outcome unknown): retried once"
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_outcome_is_tried_once_more_and_then_set_aside() {
+    let from = Pop3::new().generated("m", 3, 500).start();
+    let to = Smtp::new()
+        .extensions(&["SIZE 0"])
+        .script(|call| {
+            if call.verb == "." && call.holds("m-00001") { smtp::Act::Close } else { smtp::Act::Properly }
+        })
+        .start();
+    let bench = Bench::new(&from, &to);
+    bench.poll().await;
+    assert_eq!(bench.ledger().iter().filter(|(_, entry)| entry.state == State::Uncertain).count(), 1);
+    bench.poll().await;
+    assert_eq!(bench.quarantined(), 1);
+    bench.poll_well().await;
+    once_each(&to, 2);
+    assert_eq!(from.uids(), ["m-00001"]);
+    assert_eq!(from.retrieved().iter().filter(|uid| *uid == "m-00001").count(), 2);
+}
+
+// quirks: "mass UID change after a server migration"
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mass_change_of_uids_goes_as_the_record_says() {
+    for (policy, arrived) in
+        [(OnUidChange::Pause, 30), (OnUidChange::MatchMessageId, 31), (OnUidChange::Fetch, 31)]
+    {
+        let from = Pop3::new().generated("m", 30, 500).start();
+        let to = Smtp::new().start();
+        let mut bench = Bench::new(&from, &to);
+        (bench.item.leave, bench.item.on_uid_change) = (true, policy);
+        bench.poll_well().await;
+        from.edit(|mail| mail.iter_mut().for_each(|mail| mail.uid.insert(0, b'x')));
+        from.put("new", &message("new-1", 500));
+        let report = bench.poll().await;
+        match policy {
+            OnUidChange::Pause => assert_eq!(report.result.unwrap_err().code, Code::UidsChanged),
+            OnUidChange::MatchMessageId => {
+                assert_eq!((report.counters.delivered, report.counters.duplicates), (1, 30))
+            }
+            OnUidChange::Fetch => assert_eq!(report.counters.delivered, 31),
+        }
+        assert_eq!(to.marks().len(), arrived);
+        if policy != OnUidChange::Pause {
+            assert_eq!(bench.poll_well().await.counters.fetched, 0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_kept_and_a_raised_one_counts_at_once() {
+    let from = Pop3::new().mail("big", &message("big-1", 5000)).generated("m", 5, 500).start();
+    let to = Smtp::new().start();
+    let mut bench = Bench::new(&from, &to);
+    bench.item.limits = Limits { message_size: Some(1000), messages_per_session: Some(3) };
+    let report = bench.poll_well().await;
+    assert_eq!((report.counters.delivered, report.counters.quarantined), (3, 1));
+    bench.poll_well().await;
+    once_each(&to, 5);
+    bench.item.limits.message_size = None;
+    bench.poll_well().await;
+    once_each(&to, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_at_a_message_and_loses_nothing() {
+    let from = Pop3::new().generated("m", 400, 4000).start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    let (stop, stage) = watch::channel(Stage::Running);
+    let poll = bench.engine.poll(&bench.item, &bench.settings, stage);
+    let stopper = async {
+        while to.accepted() < 10 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        stop.send(Stage::Draining).unwrap();
+    };
+    let (report, ()) = tokio::join!(poll, stopper);
+    assert!(report.result.is_ok(), "{report:?}");
+    assert_eq!(report.counters.delivered, report.counters.deleted);
+    bench.poll_well().await;
+    once_each(&to, 400);
+}

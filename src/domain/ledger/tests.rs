@@ -127,6 +127,7 @@ fn quarantined_mail_waits_and_then_comes_back_with_what_is_known_of_it() {
     assert_eq!((prior(0), prior(1), prior(2)), (Some(quarantined(now)), Some(State::Uncertain), None));
 }
 
+// quirks: "Courier replaces a message with raw UTF-8 headers by a notice, differently at each RETR"
 #[test]
 fn a_message_that_differs_at_each_retrieval_leaves_no_earlier_try_behind() {
     let mut ledger = ledger(&[put("a", entry(quarantined(0), 10, 1))]);
@@ -367,6 +368,32 @@ fn twins_of_different_fate_are_fetched_to_be_told_apart() {
     let twin = twins.by_digest(10, 2);
     assert_eq!(twin, Twin::Known(entry(State::Deleting, 10, 2), Action::Delete));
     assert_eq!(twins.by_digest(10, 1), Twin::Known(entry(State::Kept, 10, 1), Action::Nothing));
+}
+
+#[test]
+fn twins_are_recognised_where_this_listing_has_no_sizes() {
+    let ledger = ledger(&[
+        put("same", entry(State::Kept, 10, 1)),
+        put("same", entry(State::Kept, 20, 2)),
+        put("same", entry(State::Uncertain, 30, 0)),
+    ]);
+    let mut twins = ledger.twins(ledger.hash(b"same"), &keep());
+    let told = twins.by_size(&[(1, 0), (2, 0), (3, 0)]);
+    assert!(told.iter().all(|(_, told)| *told == Told::Fetch));
+    assert_eq!(twins.by_digest(0, 2), Twin::Known(entry(State::Kept, 20, 2), Action::Nothing));
+    let prior = Some(entry(State::Uncertain, 30, 0));
+    assert_eq!(twins.by_digest(0, 3), Twin::New { digest: 3, prior });
+    assert_eq!(twins.by_digest(0, 1), Twin::Known(entry(State::Kept, 10, 1), Action::Nothing));
+}
+
+#[test]
+fn of_two_messages_of_which_one_was_taken_nobody_knows_which_none_is_lost() {
+    let ledger = ledger(&[put("same", entry(State::Kept, 0, 0))]);
+    let mut twins = ledger.twins(ledger.hash(b"same"), &keep());
+    assert_eq!(twins.by_size(&[(1, 5), (2, 5)]), [(1, Told::Fetch), (2, Told::Fetch)]);
+    for digest in [1, 2] {
+        assert_eq!(twins.by_digest(5, digest), Twin::New { digest, prior: None });
+    }
 }
 
 #[test]

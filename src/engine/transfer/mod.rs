@@ -74,6 +74,8 @@ pub(super) struct Context<'a> {
     /// Unix seconds.
     pub(super) now: i64,
     pub(super) pipelining: bool,
+    /// The server may delete at QUIT what was retrieved (RFC 2449, 6.7).
+    pub(super) expires_at_once: bool,
 }
 
 impl Context<'_> {
@@ -138,6 +140,9 @@ pub(super) struct Transfer<'a> {
     stopping: bool,
     in_step: bool,
     heard: Instant,
+    /// Messages that began to come, and those of them that are done with.
+    retrieved: u64,
+    settled: u64,
 }
 
 impl<'a> Transfer<'a> {
@@ -176,6 +181,8 @@ impl<'a> Transfer<'a> {
             stopping: false,
             in_step: true,
             heard: Instant::now(),
+            retrieved: 0,
+            settled: 0,
         }
     }
 
@@ -381,6 +388,7 @@ impl<'a> Transfer<'a> {
                 };
                 let id = self.next_id;
                 self.next_id += 1;
+                self.retrieved += 1;
                 let mut incoming =
                     Incoming::new(id, fetch, Arc::clone(&self.context.trace), &self.context.keys);
                 if self.draining || self.failed.is_some() {
@@ -615,6 +623,13 @@ impl<'a> Transfer<'a> {
 
     /// QUIT: only now the deletions happen.
     async fn leave(&mut self) {
+        if self.context.expires_at_once && self.retrieved > self.settled {
+            // It might delete what nobody has accepted. The deletions that
+            // are forgotten with the session are made up for by the next.
+            tracing::info!(record = %self.context.item.key,
+                "the server expires retrieved mail at once (EXPIRE 0) and not all was delivered: left without QUIT");
+            return;
+        }
         self.client.send(Command::Quit);
         match self.client.event().await {
             Ok(Event::Reply { reply, .. }) if reply.is_ok() => self.plan.left_cleanly = true,

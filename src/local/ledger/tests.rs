@@ -258,6 +258,7 @@ async fn two_ledgers_of_one_record_do_not_overwrite_each_other() {
     assert!(matches!(error, LedgerError::Conflict(_)), "{error}");
 }
 
+// quirks: "State survives a recreated pod"
 #[tokio::test]
 async fn a_state_folder_that_was_unmounted_is_not_an_empty_one() {
     let here = Fixture::new();
