@@ -71,6 +71,44 @@ async fn a_stalled_stream_does_not_hold_up_what_comes_behind_it() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn many_polls_at_once_share_few_connections() {
+    let fake = Fake::new(NO_CHUNKING);
+    fake.state().works = Duration::from_millis(50);
+    let pool = fake.pool();
+    let polls: Vec<_> = (0..300)
+        .map(|_| {
+            tokio::spawn(deliver(
+                pool.open(route(Via::Smtp, host())),
+                (0..3).map(|id| job(id, &["a@b"])).collect(),
+            ))
+        })
+        .collect();
+    for poll in polls {
+        assert!(poll.await.unwrap().iter().all(|result| *result == Ok(accepted(1))));
+    }
+    assert!(fake.state().most_open <= 50, "{} connections", fake.state().most_open);
+}
+
+// quirks: "One poison message, one silent server, one slow account never hold up another account."
+#[tokio::test(start_paused = true)]
+async fn slow_streams_do_not_use_up_the_connections_of_others() {
+    let fake = Fake::new(NO_CHUNKING);
+    let pool = fake.pool();
+    let mut held = Vec::new();
+    for _ in 0..60 {
+        let courier = pool.open(route(Via::Smtp, host()));
+        let (parts, slow) = streamed(1);
+        courier.jobs.send(slow).await.unwrap();
+        parts.send(Part::Data(piece(b"x: y\r\n", true))).await.unwrap();
+        held.push((courier, parts));
+    }
+    let begun = Instant::now();
+    let results = deliver(pool.open(route(Via::Smtp, host())), vec![job(1, &["a@b"])]).await;
+    assert_eq!(results, [Ok(accepted(1))]);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
 #[tokio::test]
 async fn back_pressure_reaches_the_stream() {
     let fake = Fake::with(NO_CHUNKING, |_, what| {
