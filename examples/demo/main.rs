@@ -110,13 +110,13 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     println!("\nAll of it in {:.1} s. Next, a mailbox of your own:", began.elapsed().as_secs_f32());
-    println!("  cp examples/own-mailbox.yaml my.yaml && $EDITOR my.yaml");
+    println!("  mkdir -p mail && cp examples/one-machine/*.yaml mail/ && $EDITOR mail/*.yaml");
     let binary = rpop::binary();
     let shown =
         std::env::current_dir().ok().and_then(|here| binary.strip_prefix(here).ok().map(Path::to_owned));
     let binary = shown.unwrap_or(binary);
-    println!("  {} check -f my.yaml --connect", binary.display());
-    println!("  {} run -f my.yaml", binary.display());
+    println!("  {} check -f mail --connect", binary.display());
+    println!("  {} run -f mail", binary.display());
     ExitCode::SUCCESS
 }
 
@@ -136,9 +136,14 @@ fn render(folder: &Path, provider: &Dovecot, home: &Dovecot, postfix: Option<&Po
             Some(postfix) => text.replace("port: 2025", &format!("port: {}", postfix.smtp)),
             None => text.lines().filter(|line| !line.contains("port: 2025")).collect::<Vec<_>>().join("\n"),
         };
-        let authority = provider.authority.pem.trim_end().replace('\n', "\n    ");
-        text = text.replace("(the demonstration makes one and puts it here)", &authority);
-        std::fs::write(manifests.join(name), text).expect("a manifest");
+        if let Some((before, _)) = text.split_once("    -----BEGIN CERTIFICATE") {
+            text = format!("{before}    {}\n", provider.authority.pem.trim_end().replace('\n', "\n    "));
+        }
+        let path = manifests.join(name);
+        std::fs::write(&path, text).expect("a manifest");
+        // As the manifests say themselves: Secrets are nobody else's business.
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .expect("its mode");
     }
     manifests
 }

@@ -49,7 +49,7 @@ pub struct RpopRecordSpec {
     /// `alice@example.com`. The domain, or one of its aliases, must have an
     /// RpopDomain. With `special` it only says whose record this is.
     #[schemars(length(min = 3, max = 320))]
-    #[x_kube(validation = Rule::new("self.matches('^[^@\\\\s<>]+@[^@\\\\s<>]+$') || self.matches('^\".+\"@[^@\\\\s<>]+$')").message("write the local account with its domain, like alice@example.com"))]
+    #[x_kube(validation = Rule::new("self.contains('@') && !self.startsWith('@') && !self.endsWith('@') && ['\\n', '\\r', '\\t', '<', '>', '@@'].all(bad, !self.contains(bad)) && (self.startsWith('\"') || !self.contains(' '))").message("write the local account with its domain, like alice@example.com"))]
     pub account: String,
     /// How often to poll: a duration of at least 10s, `Disabled` (the record
     /// is kept and not polled) or `Never` (the record is removed).
@@ -135,7 +135,7 @@ pub struct Remote {
     pub host: String,
     /// The user name at that server.
     #[schemars(length(min = 1, max = 255))]
-    #[x_kube(validation = Rule::new("!self.matches('[\\\\x00-\\\\x1f\\\\x7f]')").message("write the user name without line breaks and control characters"))]
+    #[x_kube(validation = Rule::new("['\\n', '\\r', '\\t', '\\u0000'].all(bad, !self.contains(bad))").message("write the user name without line breaks and control characters"))]
     pub account: String,
     /// Where the password is: a Secret in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,5 +1,12 @@
 //! The command line.
 
+mod check;
+mod process;
+mod progress;
+mod run;
+mod status;
+mod table;
+
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -191,10 +198,10 @@ impl From<Exit> for ExitCode {
 
 /// Parses the command line and runs what it names.
 pub fn main() -> ExitCode {
-    run(std::env::args_os())
+    dispatch(std::env::args_os())
 }
 
-fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+fn dispatch(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -204,30 +211,46 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     logs::start(arguments.log_level, arguments.log_format);
+    process::log_panics();
     match arguments.command {
-        Command::Crds => print(&crds()),
+        Command::Crds => print(crate::api::crds_yaml().as_bytes()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "rpop", &mut script);
             print(&script)
         }
-        Command::Run(_) | Command::Check(_) | Command::Status(_) => Exit::Good.into(),
+        Command::Run(arguments) => block_on(run::run(arguments)),
+        Command::Check(arguments) => block_on(check::check(arguments)),
+        Command::Status(arguments) => status::status(&arguments),
+    }
+    .into()
+}
+
+fn block_on(command: impl Future<Output = Exit>) -> Exit {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => {
+            let exit = runtime.block_on(command);
+            // What still runs in the blocking pool (a name that is being looked
+            // up) is not waited for.
+            runtime.shutdown_background();
+            exit
+        }
+        Err(error) => {
+            tracing::error!(target: logs::CRASH, "no threads: {error}");
+            Exit::Failed
+        }
     }
 }
 
-fn crds() -> Vec<u8> {
-    Vec::new()
-}
-
 /// To standard output; a reader that has enough (`| head`) is no error.
-fn print(bytes: &[u8]) -> ExitCode {
+fn print(bytes: &[u8]) -> Exit {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Ok(()) => Exit::Good.into(),
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Good.into(),
+        Ok(()) => Exit::Good,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Good,
         Err(error) => {
             tracing::error!(target: logs::CRASH, "standard output: {error}");
-            Exit::Failed.into()
+            Exit::Failed
         }
     }
 }

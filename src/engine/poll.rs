@@ -16,8 +16,8 @@ use super::transfer::{Context, End, Transfer, ledger_error};
 use super::work::{Work, wanted};
 use crate::domain::code::Code;
 use crate::domain::ledger::{Change, Findings, Ledger, SurveyPolicy};
-use crate::domain::work::{Endpoint, OnUidChange, Settings, WorkItem};
-use crate::net::{AddressPolicy, Connector};
+use crate::domain::work::{OnUidChange, Settings, WorkItem};
+use crate::net::Connector;
 use crate::pop3::Command;
 
 /// Sessions of one poll: each but the first must have been earned by progress.
@@ -127,7 +127,6 @@ impl Engine {
         for number in 0..SESSIONS {
             plan.progress = false;
             let session = session::open(self, item, settings, &mut plan).await?;
-            tally.login_delay = session.login_delay;
             match self
                 .session(item, settings, session, &mut batch, &mut plan, tally, until, &mut stop)
                 .await?
@@ -177,6 +176,7 @@ impl Engine {
             on_uid_change: item.on_uid_change,
         };
         let maildrop = session.survey(item, ledger.survey(policy)).await?;
+        tally.login_delay = session.login_delay;
         let mut work = Work::default();
         match maildrop {
             Maildrop::Listed(findings)
@@ -210,7 +210,7 @@ impl Engine {
         let recipient = route::recipient(item, &route)?;
         let postmaster = item.postmaster.clone().map(|to| route::to_mailbox(to, route.via));
         let trace = session.trace(item, self, &recipient);
-        let pipelining = session.pipelining;
+        let (pipelining, expires_at_once) = (session.pipelining, session.expires_at_once);
         let context = Context {
             item,
             recipient,
@@ -224,6 +224,7 @@ impl Engine {
             until,
             now,
             pipelining,
+            expires_at_once,
         };
         let courier = self.sink.open(route);
         plan.left_cleanly = false;
@@ -245,28 +246,6 @@ impl Engine {
         }
         batch.flush().await.map_err(|error| ledger_error(&error))?;
         Ok(end)
-    }
-
-    /// What may be connected to for `item`: not ourselves, and nothing that
-    /// `remoteNetworks` forbids.
-    pub(super) async fn address_policy(&self, item: &WorkItem, settings: &Settings) -> AddressPolicy {
-        let policy = AddressPolicy::new(settings);
-        if !policy.guards_self() {
-            return policy;
-        }
-        let mut own = Vec::new();
-        let to = &item.destination;
-        let hosts = [&to.smtp, &to.lmtp].into_iter().flatten().filter_map(|host| match &host.endpoint {
-            Endpoint::Tcp(name, _) => Some(Arc::clone(name)),
-            Endpoint::Unix(_) => None,
-        });
-        for name in hosts.chain(policy.own_names().iter().cloned()) {
-            // A destination that does not resolve now cannot be this address.
-            if let Ok(addresses) = self.connector.lookup(&name, settings.timeouts.connect).await {
-                own.extend(addresses);
-            }
-        }
-        policy.with_interfaces().with_own(own)
     }
 
     /// Logs in, counts, and changes nothing: `rpop check --connect`.

@@ -442,6 +442,25 @@ impl Scheduler {
         others.into_iter().map(Id).collect()
     }
 
+    /// The hosts that are left alone, and until when.
+    pub fn failed_hosts(&self) -> impl Iterator<Item = (&str, u16, Moment)> {
+        self.failed.iter().filter_map(|(until, at)| {
+            let host = self.hosts.get(*at as usize)?.as_ref()?;
+            Some((&*host.name.0, host.name.1, *until))
+        })
+    }
+
+    /// Goes on leaving a host alone that an earlier run found to have failed,
+    /// if a record is there; not longer than a failure would make it now.
+    pub fn leave_alone(&mut self, host: &str, port: u16, until: Moment, now: Moment) {
+        let until = until.min(now.after(self.rules.delay_failed_hosts));
+        if until > now
+            && let Some(&at) = self.by_host.get(&(Arc::from(host.to_ascii_lowercase()), port))
+        {
+            self.fail_until(at, until);
+        }
+    }
+
     /// When a record is polled next: `None` while it is polled, or never.
     pub fn next(&self, id: Id) -> Option<Moment> {
         let entry = self.entry(id.0)?;

@@ -14,16 +14,20 @@ use super::report::{PollError, Scope};
 use crate::domain::code::Code;
 use crate::domain::envelope::Recipient;
 use crate::domain::ledger::{Findings, Survey};
-use crate::domain::work::{SecretRef, Settings, TlsMode, TlsPolicy, WorkItem};
+use crate::domain::work::{Endpoint, SecretRef, Settings, TlsMode, TlsPolicy, WorkItem};
 use crate::message::{Trace, TraceContext};
 use crate::net::{ConnectOptions, Stream, TlsMaterial};
-use crate::pop3::{Client, Command, Credentials, Deadlines, Error, Event, LoginPolicy, Mechanism, Question};
+use crate::pop3::{
+    Client, Command, Credentials, Deadlines, Error, Event, Expire, LoginPolicy, Mechanism, Question,
+};
 
 /// A session after its login.
 pub(super) struct Session {
     pub(super) client: Client<Stream>,
     pub(super) pipelining: bool,
     pub(super) login_delay: Option<Duration>,
+    /// EXPIRE 0 is announced.
+    pub(super) expires_at_once: bool,
     asks_capa: bool,
     /// By STAT.
     messages: u32,
@@ -86,7 +90,12 @@ async fn connect(
     material: &TlsMaterial,
     plan: &mut Plan,
 ) -> Result<Client<Stream>, PollError> {
-    let policy = engine.address_policy(item, settings).await;
+    let to = &item.destination;
+    let deliveries = [&to.smtp, &to.lmtp].into_iter().flatten().filter_map(|host| match &host.endpoint {
+        Endpoint::Tcp(name, _) => Some(&**name),
+        Endpoint::Unix(_) => None,
+    });
+    let policy = engine.connector.address_policy(settings, deliveries, settings.timeouts.connect).await;
     let options = ConnectOptions { policy: Some(&policy), source: item.source_address };
     let (host, port, tls) = (&*item.remote.host, item.remote.port, &*item.remote.tls);
     let deadlines = Deadlines::from(&settings.timeouts);
@@ -160,6 +169,7 @@ async fn log_in(
     Ok(Session {
         client,
         asks_capa: !plan.without_capa,
+        expires_at_once: false,
         messages: 0,
         octets: 0,
         pipelining: false,
@@ -189,6 +199,7 @@ impl Session {
         if let Some(known) = self.client.known_capabilities() {
             self.pipelining = known.pipelining;
             self.login_delay = known.login_delay;
+            self.expires_at_once = known.expire == Some(Expire::Days(0));
         }
         let stat = self.client.stat().await.map_err(|error| protocol(&error))?;
         (self.messages, self.octets) = (stat.messages, stat.octets);
@@ -256,7 +267,7 @@ impl Session {
             host_name: Arc::clone(&engine.host_name),
             encrypted: self.tls.is_some(),
             account: item.account.clone(),
-            recipients: vec![recipient.address.clone()],
+            recipients: vec![item.account.clone(), recipient.address.clone()],
             key: engine.trace_key,
         }))
     }

@@ -12,7 +12,7 @@ mod path;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use self::batch::{Draft, Failure, Letter, Postmark};
@@ -23,9 +23,13 @@ use crate::engine::ports::{Content, Courier, Job, MailSink, Outcome, Part, Route
 
 /// Jobs that a courier's channel holds.
 const JOBS: usize = 64;
-/// Messages and octets of one batch.
-const BATCH_LETTERS: usize = 256;
-const BATCH_OCTETS: usize = 8 * 1024 * 1024;
+/// Messages of one batch, and messages that wait for the next.
+const BATCH: usize = 256;
+/// Batches on their way at a time: one is written while the other waits for
+/// the disk.
+const BATCHES: usize = 2;
+/// KiB of messages that wait or are being written, all polls together.
+const MEMORY: u32 = 8 * 1024;
 /// Octets of a stream that are written at a time.
 const CHUNK: usize = 256 * 1024;
 
@@ -35,19 +39,24 @@ pub struct MaildirSink {
     postmark: Arc<Postmark>,
     /// The way to the writer of each configured path.
     writers: Mutex<HashMap<Arc<str>, mpsc::Sender<Letter>>>,
+    memory: Arc<Semaphore>,
 }
 
 impl MaildirSink {
     /// `host_name` becomes part of the files' names.
     pub fn new(host_name: &str) -> Self {
-        Self { postmark: Arc::new(Postmark::new(host_name)), writers: Mutex::default() }
+        Self {
+            postmark: Arc::new(Postmark::new(host_name)),
+            writers: Mutex::default(),
+            memory: Arc::new(Semaphore::new(MEMORY as usize)),
+        }
     }
 
     fn writer(&self, template: &Arc<str>) -> mpsc::Sender<Letter> {
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         writers.retain(|_, writer| !writer.is_closed());
         let open = || {
-            let (letters, incoming) = mpsc::channel(JOBS);
+            let (letters, incoming) = mpsc::channel(BATCH);
             tokio::spawn(write(incoming, Arc::clone(&self.postmark)));
             letters
         };
@@ -68,6 +77,7 @@ impl MailSink for MaildirSink {
             writer,
             outcomes: outgoing,
             postmark: Arc::clone(&self.postmark),
+            memory: Arc::clone(&self.memory),
         };
         tokio::spawn(post.run(incoming));
         Courier { jobs, outcomes }
@@ -82,6 +92,7 @@ struct Post {
     writer: Option<mpsc::Sender<Letter>>,
     outcomes: mpsc::UnboundedSender<Outcome>,
     postmark: Arc<Postmark>,
+    memory: Arc<Semaphore>,
 }
 
 impl Post {
@@ -115,9 +126,8 @@ impl Post {
         let (report, reported) = oneshot::channel();
         let outcomes = self.outcomes.clone();
         let answer = move |result: Result<(), Failure>| {
-            let result = result
-                .map(|()| vec![Verdict::Accepted; recipients])
-                .map_err(Failure::into_undelivered);
+            let result =
+                result.map(|()| vec![Verdict::Accepted; recipients]).map_err(Failure::into_undelivered);
             outcomes.send(Outcome { id, result }).ok();
         };
         let Some(writer) = self.writer.clone() else {
@@ -125,7 +135,10 @@ impl Post {
         };
         match content {
             Content::Whole(pieces) => {
-                let letter = Letter { folders, body: batch::Body::Whole(pieces), report };
+                let octets = pieces.iter().map(Piece::len).sum::<usize>();
+                let size = u32::try_from(octets / 1024 + 1).unwrap_or(MEMORY).min(MEMORY);
+                let memory = Arc::clone(&self.memory).acquire_many_owned(size).await.ok();
+                let letter = Letter { folders, body: batch::Body::Whole(pieces), report, memory };
                 if writer.send(letter).await.is_err() {
                     return answer(Err(Failure::unavailable(Code::Internal, "the Maildir writer has ended")));
                 }
@@ -139,7 +152,12 @@ impl Post {
                         Ok(None) => return answer(Err(Failure::Aborted)),
                         Err(failure) => return answer(Err(failure)),
                     };
-                    let letter = Letter { folders: Vec::new(), body: batch::Body::Written(drafts), report };
+                    let letter = Letter {
+                        folders: Vec::new(),
+                        body: batch::Body::Written(drafts),
+                        report,
+                        memory: None,
+                    };
                     if writer.send(letter).await.is_err() {
                         return answer(Err(Failure::Ended));
                     }
@@ -206,26 +224,27 @@ fn local_form(piece: &Piece, out: &mut Vec<u8>) {
 
 /// Commits batch after batch.
 async fn write(mut letters: mpsc::Receiver<Letter>, postmark: Arc<Postmark>) {
-    let mut batch = Vec::new();
-    while letters.recv_many(&mut batch, BATCH_LETTERS).await > 0 {
-        while !batch.is_empty() {
-            let mut octets = 0;
-            let fit = batch.iter().take_while(|letter: &&Letter| {
-                octets += letter.octets();
-                octets <= BATCH_OCTETS
-            });
-            let count = fit.count().max(1);
-            let now: Vec<Letter> = batch.drain(..count).collect();
-            let postmark = Arc::clone(&postmark);
-            // A panic in there drops the letters, and each sender notices.
-            tokio::task::spawn_blocking(move || batch::commit(now, &postmark)).await.ok();
-            while batch.len() < BATCH_LETTERS
+    let mut batches = JoinSet::new();
+    loop {
+        let mut batch = Vec::new();
+        if letters.recv_many(&mut batch, BATCH).await == 0 {
+            break;
+        }
+        if batches.len() >= BATCHES {
+            batches.join_next().await;
+            // What has come meanwhile rides along.
+            while batch.len() < BATCH
                 && let Ok(letter) = letters.try_recv()
             {
                 batch.push(letter);
             }
         }
+        let postmark = Arc::clone(&postmark);
+        // A panic in there drops the letters, and their senders notice.
+        batches.spawn_blocking(move || batch::commit(batch, &postmark));
+        while batches.try_join_next().is_some() {}
     }
+    while batches.join_next().await.is_some() {}
 }
 
 impl Failure {

@@ -1,5 +1,7 @@
-//! The engine's ports on one machine: files in place of a cluster.
+//! The engine's ports on one machine: manifests, ledgers, statuses and mail in
+//! files.
 
+pub mod identity;
 pub mod ledger;
 pub mod maildir;
 pub mod manifests;

@@ -3,7 +3,7 @@
 //! One task a poll, none for idle records. Everything else happens in the
 //! loop of [`Run::go`], which never waits for a poll.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,8 @@ use crate::domain::work::{RecordKey, Settings, WorkItem};
 use crate::engine::ports::{Observer, Pending, Stage, Via};
 use crate::engine::report::{Counters, PollError, Report, Scope};
 use crate::engine::scheduler::{End, Id, Moment, Past, Rules, Scheduler, Step, Timing};
+use crate::local::manifests::Problem;
+use crate::local::status::{FailedHost, LastError, RecordStatus, Snapshot, StatusStore};
 use crate::telemetry::http::Health;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::{Metrics, RecordStates};
@@ -62,30 +64,28 @@ pub struct Nobody;
 
 impl Audience for Nobody {}
 
-/// Remembers how records are doing, across runs.
+/// Remembers how records are doing, across runs. All methods return at once.
 pub trait Statuses: Send + Sync {
-    /// What is known of a record from earlier runs.
-    fn past(&self, key: &RecordKey) -> Option<Known>;
-    /// A poll has ended; the next one is due at `next` (Unix milliseconds).
-    /// Must not block.
-    fn ended(&self, key: &RecordKey, report: &Arc<Report>, next: Option<Moment>);
+    /// A record's status has changed.
+    fn put(&self, key: &RecordKey, status: RecordStatus);
     /// The record is gone.
-    fn forget(&self, key: &RecordKey) {
-        let _ = key;
-    }
+    fn remove(&self, key: &RecordKey);
+    /// Other hosts are left alone than before.
+    fn put_hosts(&self, hosts: Vec<FailedHost>);
 }
 
-/// What [`Statuses`] knows of a record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Known {
-    /// The end of its last poll.
-    pub last_poll: Option<Moment>,
-    /// When the next one was to be.
-    pub next_poll: Option<Moment>,
-    /// Failures in a row.
-    pub failures: u16,
-    /// What the last one failed with.
-    pub code: Option<Code>,
+impl Statuses for StatusStore {
+    fn put(&self, key: &RecordKey, status: RecordStatus) {
+        Self::put(self, key, status);
+    }
+
+    fn remove(&self, key: &RecordKey) {
+        Self::remove(self, key);
+    }
+
+    fn put_hosts(&self, hosts: Vec<FailedHost>) {
+        Self::put_hosts(self, hosts);
+    }
 }
 
 /// What is to be done from now on.
@@ -94,10 +94,12 @@ pub struct Desired {
     /// The settings.
     pub settings: Arc<Settings>,
     /// All records.
-    pub items: Vec<WorkItem>,
+    pub items: Vec<Arc<WorkItem>>,
     /// Such as are worth a try at once although they are the same: a Secret of
     /// theirs has changed.
     pub retry: HashSet<RecordKey>,
+    /// Records that cannot be polled as their manifests are, and why.
+    pub problems: BTreeMap<RecordKey, Problem>,
 }
 
 /// How a run ended.
@@ -190,16 +192,23 @@ pub struct Parts<P> {
     pub audience: Arc<dyn Audience>,
     /// Remembers.
     pub statuses: Arc<dyn Statuses>,
+    /// What earlier runs remembered.
+    pub past: Snapshot,
     /// Of [`Relay::new`].
     pub heard: mpsc::UnboundedReceiver<RecordKey>,
 }
 
 struct Record {
     item: Arc<WorkItem>,
-    polled: bool,
-    failing: bool,
+    status: RecordStatus,
     /// The code of the failure that was logged last.
     told: Option<Code>,
+}
+
+impl Record {
+    fn failing(&self) -> bool {
+        self.status.error.is_some()
+    }
 }
 
 struct Running {
@@ -244,11 +253,15 @@ pub struct Run<P> {
     tasks: JoinSet<(Id, Report)>,
     stage: Stage,
     summary: Summary,
+    /// Why hosts are left alone.
+    failed_hosts: HashMap<(String, u16), LastError>,
+    past: BTreeMap<RecordKey, RecordStatus>,
 }
 
 impl<P: Poller> Run<P> {
     /// Prepares a run that polls each record `once`, or goes on.
-    pub fn new(parts: Parts<P>, desired: Desired, once: bool) -> Self {
+    pub fn new(mut parts: Parts<P>, desired: Desired, once: bool) -> Self {
+        let Snapshot { records: past, hosts } = std::mem::take(&mut parts.past);
         let mut run = Self {
             once,
             clock: Clock::new(),
@@ -259,18 +272,29 @@ impl<P: Poller> Run<P> {
             tasks: JoinSet::new(),
             stage: Stage::Running,
             summary: Summary::default(),
+            failed_hosts: HashMap::new(),
+            past,
             parts,
         };
+        // A status whose record was removed while nothing ran.
+        for key in run.past.keys() {
+            if !desired.problems.contains_key(key) && !desired.items.iter().any(|item| item.key == *key) {
+                run.parts.statuses.remove(key);
+            }
+        }
         run.apply(desired);
+        if !once {
+            run.leave_alone(hosts);
+        }
         run
     }
 
     /// Polls until all is done (once) or a shutdown has ended. What comes
-    /// from `desires` is taken up live.
+    /// from `later` is taken up live.
     pub async fn go(
         mut self,
         mut stop: watch::Receiver<Stage>,
-        mut desires: mpsc::Receiver<Desired>,
+        mut later: mpsc::Receiver<Desired>,
     ) -> Summary {
         self.parts
             .audience
@@ -288,7 +312,7 @@ impl<P: Poller> Run<P> {
             tokio::select! {
                 Some(ended) = self.tasks.join_next() => {
                     if let Ok((id, report)) = ended {
-                        self.finish(id, report);
+                        self.finish(id, &report);
                     }
                 }
                 Some(key) = self.parts.heard.recv() => {
@@ -296,7 +320,7 @@ impl<P: Poller> Run<P> {
                         self.scheduler.answered(id);
                     }
                 }
-                desired = desires.recv(), if may_change => match desired {
+                desired = later.recv(), if may_change => match desired {
                     Some(desired) => self.apply(desired),
                     None => may_change = false,
                 },
@@ -361,7 +385,7 @@ impl<P: Poller> Run<P> {
         self.tasks.spawn(poll.instrument(span));
     }
 
-    fn finish(&mut self, id: Id, report: Report) {
+    fn finish(&mut self, id: Id, report: &Report) {
         let Some(running) = self.running.remove(&id) else { return };
         let item = running.item;
         let now = self.clock.now();
@@ -375,9 +399,13 @@ impl<P: Poller> Run<P> {
             tracing::debug!(record = %item.key, "its host says nothing yet: others go first");
             return;
         }
-        self.parts.metrics.polled(&report);
-        let report = Arc::new(report);
-        self.settle(&item, &report, next);
+        self.parts.metrics.polled(report);
+        self.settle(&item, report, next);
+        match &report.result {
+            Err(error) if error.scope == Scope::Host => self.tell_hosts(&item, Some(error)),
+            Ok(()) => self.tell_hosts(&item, None),
+            Err(_) => {}
+        }
         if !self.once {
             return;
         }
@@ -409,7 +437,7 @@ impl<P: Poller> Run<P> {
         if let Some(record) = self.records.remove(key)
             && record.item.interval.is_some()
         {
-            let report = Arc::new(report_of(error, Duration::ZERO));
+            let report = report_of(error, Duration::ZERO);
             self.summary.failed += 1;
             self.parts.audience.ended(&record.item, &report);
         }
@@ -435,7 +463,7 @@ impl<P: Poller> Run<P> {
     }
 
     /// Says, counts and remembers what a poll came to.
-    fn settle(&mut self, item: &Arc<WorkItem>, report: &Arc<Report>, next: Option<Moment>) {
+    fn settle(&mut self, item: &Arc<WorkItem>, report: &Report, next: Option<Moment>) {
         let counters = &report.counters;
         let refused = counters.rejected.max(counters.quarantined) + counters.deferred;
         self.summary.refused += refused;
@@ -444,25 +472,31 @@ impl<P: Poller> Run<P> {
             Err(_) => self.summary.failed += 1,
         }
         let now = self.clock.now();
+        let next = next.map(|next| next.since(now));
         let told = self.records.get(&item.key).and_then(|record| record.told);
-        say(item, report, told, next.map(|next| next.since(now)));
+        say(item, report, told, next);
         let code = report.result.as_ref().err().map(|error| error.code);
-        if let Some(record) = self.records.get_mut(&item.key)
-            && code != Some(Code::Interrupted)
-        {
-            record.polled = true;
-            record.failing = code.is_some();
-            record.told = code;
-        }
-        if self.records.contains_key(&item.key) {
-            self.parts.statuses.ended(&item.key, report, next);
+        let next = next.and_then(|next| jiff::Timestamp::now().checked_add(next).ok());
+        if let Some(record) = self.records.get_mut(&item.key) {
+            let unix = jiff::Timestamp::now().as_second();
+            match &report.result {
+                Ok(()) => record.status.succeeded(unix, counters),
+                // Nothing is wrong with the record.
+                Err(error) if error.code == Code::Interrupted => {}
+                Err(error) => record.status.failed(unix, error.code, &error.message, counters),
+            }
+            if code != Some(Code::Interrupted) {
+                record.told = code;
+            }
+            record.status.next_poll = next.map(jiff::Timestamp::as_second);
+            self.parts.statuses.put(&item.key, record.status.clone());
         }
         self.parts.audience.ended(item, report);
     }
 
     /// Takes up other settings and records.
     fn apply(&mut self, desired: Desired) {
-        let Desired { settings, items, retry } = desired;
+        let Desired { settings, items, retry, problems } = desired;
         let now = self.clock.now();
         // What failed may have failed because of a setting.
         let mended = Settings { log_level: settings.log_level, ..(*self.settings).clone() } != *settings;
@@ -477,18 +511,30 @@ impl<P: Poller> Run<P> {
             let again = retry.contains(&item.key);
             self.put(item, again, mended, now);
         }
+        for (key, problem) in &problems {
+            let mut status =
+                self.records.get(key).map(|record| record.status.clone()).or_else(|| self.past.remove(key));
+            let status = status.get_or_insert_default();
+            let error = LastError::new(problem.code, &problem.message, jiff::Timestamp::now().as_second());
+            status.error = Some(Box::new(error.after(status.error.as_deref())));
+            status.next_poll = None;
+            self.parts.statuses.put(key, status.clone());
+            self.past.insert(key.clone(), status.clone());
+        }
         for key in gone {
             if self.scheduler.remove(&key) {
                 self.end_poll(&key, "it was removed");
             }
             self.records.remove(&key);
-            self.parts.statuses.forget(&key);
-            tracing::info!(record = %key, "removed");
+            if !problems.contains_key(&key) {
+                self.parts.statuses.remove(&key);
+                tracing::info!(record = %key, "removed");
+            }
         }
         self.beat();
     }
 
-    fn put(&mut self, item: WorkItem, again: bool, mended: bool, now: Moment) {
+    fn put(&mut self, item: Arc<WorkItem>, again: bool, mended: bool, now: Moment) {
         let timing = Timing {
             key: item.key.clone(),
             uid: item.uid,
@@ -498,18 +544,18 @@ impl<P: Poller> Run<P> {
         };
         let key = item.key.clone();
         if let Some(record) = self.records.get_mut(&key) {
-            let other = *record.item != item;
+            let other = record.item != item;
             let material = other && {
-                let rhythm_aside = WorkItem { interval: record.item.interval, ..item.clone() };
+                let rhythm_aside = WorkItem { interval: record.item.interval, ..(*item).clone() };
                 rhythm_aside != *record.item
             };
             let disabled = item.interval.is_none() && record.item.interval.is_some();
-            let mended = mended && record.failing;
+            let mended = mended && record.failing();
             if !(other || again || mended) {
                 return;
             }
             if other {
-                record.item = Arc::new(item);
+                record.item = item;
             }
             self.scheduler.put(&timing, Past::default(), material || again || mended, now);
             if material || disabled {
@@ -517,23 +563,46 @@ impl<P: Poller> Run<P> {
             }
             return;
         }
-        let known = self.parts.statuses.past(&key);
-        let past = if self.once {
-            Past { at_once: true, answered: known.is_some_and(answered), ..Past::default() }
-        } else {
-            known.map_or_else(Past::default, |known| Past {
-                last_poll: known.last_poll,
-                not_before: known.next_poll.filter(|_| known.code.is_some()),
-                failures: known.failures,
-                answered: answered(known),
-                at_once: false,
-            })
-        };
+        let status = self.past.remove(&key).unwrap_or_default();
+        let past = past(&status, self.once);
         // One that comes back while its poll is still ending is mended, too.
         self.scheduler.put(&timing, past, true, now);
-        let failing = known.is_some_and(|known| known.code.is_some());
-        let record = Record { item: Arc::new(item), polled: known.is_some(), failing, told: None };
-        self.records.insert(key, record);
+        self.records.insert(key, Record { item, status, told: None });
+    }
+
+    /// Goes on leaving hosts alone that failed before a restart.
+    fn leave_alone(&mut self, hosts: Vec<FailedHost>) {
+        let now = self.clock.now();
+        for failed in hosts {
+            let Some((host, port)) = failed.host.rsplit_once(':') else { continue };
+            if let Ok(port) = port.parse() {
+                self.scheduler.leave_alone(host, port, moment(failed.until), now);
+                self.failed_hosts.insert((host.to_owned(), port), failed.error);
+            }
+        }
+    }
+
+    /// Remembers that a host has failed, or has come back.
+    fn tell_hosts(&mut self, item: &WorkItem, error: Option<&PollError>) {
+        let host = (item.remote.host.to_ascii_lowercase(), item.remote.port);
+        match error {
+            Some(error) => {
+                let now = jiff::Timestamp::now().as_second();
+                let error = LastError::new(error.code, &error.message, now);
+                let error = error.after(self.failed_hosts.get(&host));
+                self.failed_hosts.insert(host, error);
+            }
+            None if self.failed_hosts.remove(&host).is_none() => return,
+            None => {}
+        }
+        let hosts = self.scheduler.failed_hosts().filter_map(|(host, port, until)| {
+            Some(FailedHost {
+                host: format!("{host}:{port}").into(),
+                until: i64::try_from(until.0 / 1000).ok()?,
+                error: self.failed_hosts.get(&(host.to_owned(), port))?.clone(),
+            })
+        });
+        self.parts.statuses.put_hosts(hosts.collect());
     }
 
     /// Lets the poll of a record end at its next message.
@@ -560,8 +629,8 @@ impl<P: Poller> Run<P> {
         for record in self.records.values() {
             let state = match record {
                 Record { item, .. } if item.interval.is_none() => &mut states.disabled,
-                Record { polled: false, .. } => &mut states.pending,
-                Record { failing: true, .. } => &mut states.failing,
+                Record { status, .. } if status.last_poll.is_none() => &mut states.pending,
+                record if record.failing() => &mut states.failing,
                 Record { .. } => &mut states.ready,
             };
             *state += 1;
@@ -574,10 +643,16 @@ impl<P: Poller> Run<P> {
     }
 }
 
-/// Whether the record's host answered at the last poll, however that ended.
-fn answered(known: Known) -> bool {
-    !matches!(
-        known.code,
+fn moment(unix: i64) -> Moment {
+    Moment(u64::try_from(unix).unwrap_or(0).saturating_mul(1000))
+}
+
+/// What the scheduler wants to know of earlier runs.
+fn past(status: &RecordStatus, once: bool) -> Past {
+    let code = status.error.as_ref().map(|error| error.code);
+    // Whether its host answered at the last poll, however that ended.
+    let silent = matches!(
+        code,
         Some(
             Code::HostNotFound
                 | Code::HostUnreachable
@@ -587,7 +662,18 @@ fn answered(known: Known) -> bool {
                 | Code::TlsFailed
                 | Code::ServerBusy
         )
-    )
+    );
+    let answered = status.last_poll.is_some() && !silent;
+    if once {
+        return Past { at_once: true, answered, ..Past::default() };
+    }
+    Past {
+        last_poll: status.last_poll.map(moment),
+        not_before: status.next_poll.filter(|_| code.is_some()).map(moment),
+        failures: status.error.as_ref().map_or(0, |error| u16::try_from(error.count).unwrap_or(u16::MAX)),
+        answered,
+        at_once: false,
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -152,21 +152,29 @@ fn item(name: &str, host: &str) -> WorkItem {
     }
 }
 
+fn shared(items: &[WorkItem]) -> Vec<Arc<WorkItem>> {
+    items.iter().cloned().map(Arc::new).collect()
+}
+
 #[derive(Default)]
 struct Memory {
-    past: HashMap<RecordKey, Known>,
     ended: Mutex<Vec<(String, Option<Code>)>>,
+    removed: Mutex<Vec<String>>,
+    hosts: Mutex<Vec<FailedHost>>,
     shown: Mutex<Vec<(String, String)>>,
 }
 
 impl Statuses for Memory {
-    fn past(&self, key: &RecordKey) -> Option<Known> {
-        self.past.get(key).copied()
+    fn put(&self, key: &RecordKey, status: RecordStatus) {
+        lock(&self.ended).push((key.name.to_string(), status.error.map(|error| error.code)));
     }
 
-    fn ended(&self, key: &RecordKey, report: &Arc<Report>, _: Option<Moment>) {
-        let code = report.result.as_ref().err().map(|error| error.code);
-        lock(&self.ended).push((key.name.to_string(), code));
+    fn remove(&self, key: &RecordKey) {
+        lock(&self.removed).push(key.name.to_string());
+    }
+
+    fn put_hosts(&self, hosts: Vec<FailedHost>) {
+        *lock(&self.hosts) = hosts;
     }
 }
 
@@ -188,6 +196,16 @@ struct Stand {
 }
 
 fn stand(items: &[WorkItem], acts: &[(&str, &[Act])], once: bool, settings: Settings) -> Stand {
+    stand_after(Snapshot::default(), items, acts, once, settings)
+}
+
+fn stand_after(
+    past: Snapshot,
+    items: &[WorkItem],
+    acts: &[(&str, &[Act])],
+    once: bool,
+    settings: Settings,
+) -> Stand {
     let metrics = Arc::new(Metrics::new());
     let (observer, heard) = Relay::new(Arc::clone(&metrics), None);
     let log = Arc::new(Mutex::new(Log::default()));
@@ -202,9 +220,15 @@ fn stand(items: &[WorkItem], acts: &[(&str, &[Act])], once: bool, settings: Sett
         health: Arc::new(Health::default()),
         audience: Arc::clone(&memory) as Arc<dyn Audience>,
         statuses: Arc::clone(&memory) as Arc<dyn Statuses>,
+        past,
         heard,
     };
-    let desired = Desired { settings: Arc::clone(&settings), items: items.to_vec(), retry: HashSet::new() };
+    let desired = Desired {
+        settings: Arc::clone(&settings),
+        items: shared(items),
+        retry: HashSet::new(),
+        problems: BTreeMap::new(),
+    };
     let (stop, stopped) = watch::channel(Stage::Running);
     let (change, changes) = mpsc::channel(1);
     let run = tokio::spawn(Run::new(parts, desired, once).go(stopped, changes));
@@ -223,7 +247,12 @@ impl Stand {
 
     async fn desire(&self, items: &[WorkItem], retry: &[&str]) {
         let retry = retry.iter().map(|name| item(name, "").key).collect();
-        let desired = Desired { settings: Arc::clone(&self.settings), items: items.to_vec(), retry };
+        let desired = Desired {
+            settings: Arc::clone(&self.settings),
+            items: shared(items),
+            retry,
+            problems: BTreeMap::new(),
+        };
         self.change.send(desired).await.unwrap();
     }
 
@@ -389,8 +418,12 @@ async fn a_changed_secret_or_setting_is_tried_at_once() {
     stand.until(15).await;
     assert_eq!(stand.polls("a").len(), 2, "its Secret has");
     let settings = Settings { allow_self_poll: true, ..Settings::default() };
-    let desired =
-        Desired { settings: Arc::new(settings), items: vec![item("a", "h")], retry: HashSet::new() };
+    let desired = Desired {
+        settings: Arc::new(settings),
+        items: shared(&[item("a", "h")]),
+        retry: HashSet::new(),
+        problems: BTreeMap::new(),
+    };
     stand.change.send(desired).await.unwrap();
     stand.until(20).await;
     assert_eq!(stand.polls("a").len(), 3, "a setting has");

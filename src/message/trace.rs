@@ -58,7 +58,7 @@ impl Trace {
         head.push_str("\r\n\tby ");
         push_host(&mut head, &context.host_name);
         head.push_str(if context.encrypted { " with POP3S" } else { " with POP3" });
-        write!(head, " (RPOP {}; {mark})\r\n\t", env!("CARGO_PKG_VERSION")).unwrap_or_default();
+        write!(head, " (RPOP {}, {mark})\r\n\t", env!("CARGO_PKG_VERSION")).unwrap_or_default();
         // UTF-8 here would make SMTPUTF8 necessary for a message that does
         // not need it itself.
         if !context.account.needs_utf8() {
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(
             got,
             format!(
-                "Received: from pop.isp.example ([192.0.2.1])\r\n\tby mx.example.com with POP3S (RPOP {}; \
+                "Received: from pop.isp.example ([192.0.2.1])\r\n\tby mx.example.com with POP3S (RPOP {}, \
                  {mark})\r\n\tfor <Alice@example.com>; Mon, 23 Nov 2026 17:35:52 +0000\r\n",
                 env!("CARGO_PKG_VERSION")
             )

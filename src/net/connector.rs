@@ -452,7 +452,7 @@ fn refusal(refused: &Refused, host: &str, policy: &TlsPolicy) -> String {
             let names: Vec<&str> = presented.iter().map(|name| bare_name(name)).collect();
             let names = printable(&names.join(", "));
             if names.is_empty() {
-                format!("{host}: the server's certificate names no host")
+                format!("{host}: the server's certificate names no host (a subject alternative name)")
             } else {
                 format!(
                     "{host}: the server's certificate is not for this name but for {names}; if that is right, \

@@ -25,4 +25,6 @@ pub use material::{MaterialError, TlsMaterial};
 pub use stream::{Clearance, Stream};
 
 #[cfg(test)]
-mod tests;
+mod reach_tests;
+#[cfg(test)]
+mod tls_tests;

@@ -37,24 +37,31 @@ impl Credentials {
     /// in its middle.
     ///
     /// # Errors
-    /// [`Error::Credentials`] says what is wrong.
+    /// [`Error::UserName`] or [`Error::Password`] says what is wrong.
     pub fn validate(&self) -> Result<(), Error> {
         let breaks = |octets: &[u8]| octets.iter().any(|octet| matches!(octet, b'\r' | b'\n' | 0));
-        match () {
-            () if self.user.is_empty() => Err(Error::Credentials("the user name is empty")),
-            () if self.password.is_empty() => Err(Error::Credentials("the password is empty")),
-            () if breaks(self.user.as_bytes()) => {
-                Err(Error::Credentials("the user name holds a line break or NUL; POP3 cannot send that"))
-            }
-            () if breaks(&self.password) => Err(Error::Credentials(
-                "the password holds a line break or NUL; POP3 cannot send that: \
-                 was it stored with a line break behind it?",
-            )),
-            () if self.user.len().max(self.password.len()) > Self::MAX_LEN => {
-                Err(Error::Credentials("the user name or the password is longer than 4096 octets"))
-            }
-            () => Ok(()),
+        if self.user.is_empty() {
+            return Err(Error::UserName("the user name is empty"));
         }
+        if breaks(self.user.as_bytes()) {
+            return Err(Error::UserName("the user name holds a line break or NUL, which POP3 cannot send"));
+        }
+        if self.user.len() > Self::MAX_LEN {
+            return Err(Error::UserName("the user name is longer than 4096 octets"));
+        }
+        if self.password.is_empty() {
+            return Err(Error::Password("the password is empty"));
+        }
+        if breaks(&self.password) {
+            return Err(Error::Password(
+                "the password holds a line break or NUL, which POP3 cannot send; \
+                 often it was stored with a line break behind it",
+            ));
+        }
+        if self.password.len() > Self::MAX_LEN {
+            return Err(Error::Password("the password is longer than 4096 octets"));
+        }
+        Ok(())
     }
 }
 
@@ -103,8 +110,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
     /// APOP.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the server's reason, [`Error::NoMechanism`]
-    /// and [`Error::Credentials`] before anything was sent.
+    /// [`Error::Refused`] with the server's reason; [`Error::NoMechanism`],
+    /// [`Error::UserName`] and [`Error::Password`] before anything was sent.
     pub async fn login(
         &mut self,
         credentials: &Credentials,

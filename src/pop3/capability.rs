@@ -55,6 +55,9 @@ impl Capabilities {
     /// Lines of an answer that are read; a longer answer breaks the protocol.
     pub const MAX_LINES: u64 = 256;
 
+    /// More than this no server can ask for: LOGIN-DELAY is cut to it.
+    pub const MAX_LOGIN_DELAY: Duration = Duration::from_hours(24);
+
     /// Of a server that does not know CAPA.
     pub fn unknown() -> Self {
         Self::default()
@@ -91,7 +94,8 @@ impl Capabilities {
                 }
             }
             b"LOGIN-DELAY" => {
-                self.login_delay = words.next().and_then(number).map(Duration::from_secs);
+                let delay = words.next().and_then(number).map(Duration::from_secs);
+                self.login_delay = delay.map(|delay| delay.min(Self::MAX_LOGIN_DELAY));
             }
             b"EXPIRE" => {
                 self.expire = words.next().and_then(|word| {
@@ -123,7 +127,9 @@ mod tests {
 
     fn of(lines: &[&str]) -> Capabilities {
         let mut capabilities = Capabilities { known: true, ..Capabilities::default() };
-        lines.iter().for_each(|line| capabilities.see(line.as_bytes()));
+        for line in lines {
+            capabilities.see(line.as_bytes());
+        }
         capabilities
     }
 
@@ -153,11 +159,13 @@ mod tests {
         // quirks: "Honour `LOGIN-DELAY n` and `EXPIRE 0` capabilities"
         let gmail = of(&["EXPIRE 0", "LOGIN-DELAY 300", "X-GOOGLE-RICO", "IMPLEMENTATION Google  x"]);
         assert_eq!(gmail.expire, Some(Expire::Days(0)));
-        assert_eq!(gmail.login_delay, Some(Duration::from_secs(300)));
+        assert_eq!(gmail.login_delay, Some(Duration::from_mins(5)));
         assert_eq!(gmail.implementation.as_deref(), Some("Google  x"));
         assert!(!gmail.pipelining);
         assert_eq!(of(&["EXPIRE 5 USER"]).expire, Some(Expire::Days(5)));
-        assert_eq!(of(&["LOGIN-DELAY 120 USER"]).login_delay, Some(Duration::from_secs(120)));
+        assert_eq!(of(&["LOGIN-DELAY 120 USER"]).login_delay, Some(Duration::from_mins(2)));
+        let absurd = of(&["LOGIN-DELAY 18446744073709551615"]);
+        assert_eq!(absurd.login_delay, Some(Capabilities::MAX_LOGIN_DELAY));
         assert_eq!(of(&["EXPIRE soon", "LOGIN-DELAY"]), of(&[]));
     }
 

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::apop;
 use super::capability::Capabilities;
-use super::error::{CAPA, Error, GREETING};
+use super::error::{CAPA, Error, GREETING, NOTHING};
 use super::listing::{Lines, Listing, Numbers, entry};
 use super::pipeline::{Body, Command, Event, Sent};
 use super::reply::{Reply, number, shown};
@@ -371,7 +371,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
     pub(super) async fn reply(&mut self, during: &'static str) -> Result<(Reply, bool), Error> {
         let (line, bare) = self.line(during).await?;
         let reply = Reply::parse(&line).ok_or_else(|| no_status(during, &line))?;
-        Ok((reply, bare))
+        Ok((reply.detached(), bare))
     }
 
     /// Waits for a line.
@@ -399,11 +399,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
         match ended {
             Ended::Closed => Error::Closed { during, before_login },
             Ended::Io(source) => Error::Io { during, before_login, source },
-            Ended::Late { silent } => {
-                let deadlines = self.io.deadlines();
-                let after = if silent { deadlines.reply } else { Deadlines::WINDOW };
-                Error::TimedOut { during, before_login, after }
-            }
+            Ended::Late { after, .. } => Error::TimedOut { during, before_login, after },
         }
     }
 
@@ -416,7 +412,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
         if !self.ready.is_empty() {
             return Ok(false);
         }
-        self.io.quiet(how_long).await.map_err(|ended| self.ended(ended, "nothing"))
+        self.io.quiet(how_long).await.map_err(|ended| self.ended(ended, NOTHING))
     }
 }
 

@@ -7,12 +7,13 @@ use super::reply::{Reply, ResponseCode};
 use crate::domain::code::Code;
 
 /// Why a session, or a request in it, failed. After any error but
-/// [`Error::Refused`], [`Error::Unsupported`] and [`Error::Credentials`] the
-/// session is out of step: it must be dropped. Holds no secrets.
+/// [`Error::Refused`], [`Error::Unsupported`] and those of a login that sent
+/// nothing ([`Error::NoMechanism`], [`Error::UserName`], [`Error::Password`])
+/// the session is out of step: it must be dropped. Holds no secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The server closed the connection, or the network did.
-    #[error("the connection was lost while waiting for {during}")]
+    #[error("the connection was lost while waiting for {}", awaited(during))]
     Closed {
         /// What was awaited.
         during: &'static str,
@@ -20,7 +21,7 @@ pub enum Error {
         before_login: bool,
     },
     /// The operating system or TLS reported an error.
-    #[error("the connection broke while waiting for {during}")]
+    #[error("the connection broke while waiting for {}", awaited(during))]
     Io {
         /// What was awaited.
         during: &'static str,
@@ -31,7 +32,7 @@ pub enum Error {
         source: io::Error,
     },
     /// No reply came in time.
-    #[error("no reply to {during} within {} s", after.as_secs())]
+    #[error("{} did not come within {} s", awaited(during), after.as_secs())]
     TimedOut {
         /// What was awaited.
         during: &'static str,
@@ -61,7 +62,7 @@ pub enum Error {
     #[error("the server sent a reply to nothing: {0}")]
     OutOfStep(String),
     /// `-ERR`.
-    #[error("the server refused {command}: {reply}")]
+    #[error("the server refused {}: {reply}", if *command == GREETING { "the connection" } else { *command })]
     Refused {
         /// The command without its arguments.
         command: &'static str,
@@ -81,9 +82,12 @@ pub enum Error {
     /// No mechanism can be used.
     #[error("{0}")]
     NoMechanism(String),
-    /// The name or the password cannot be sent at all.
+    /// The user name cannot be sent at all.
     #[error("{0}")]
-    Credentials(&'static str),
+    UserName(&'static str),
+    /// The password cannot be sent at all.
+    #[error("{0}")]
+    Password(&'static str),
     /// STLS was refused, or something stood in the clear behind its reply.
     #[error("{0}")]
     Tls(String),
@@ -119,7 +123,8 @@ impl Error {
                 _ => Code::ProtocolError,
             },
             Self::NoMechanism(_) => Code::AuthUnavailable,
-            Self::Credentials(_) => Code::SecretInvalid,
+            Self::UserName(_) => Code::ConfigInvalid,
+            Self::Password(_) => Code::SecretInvalid,
             Self::Tls(_) => Code::TlsFailed,
         }
     }
@@ -150,6 +155,7 @@ impl Error {
             self.code(),
             Code::AuthFailed
                 | Code::AuthUnavailable
+                | Code::ConfigInvalid
                 | Code::SecretInvalid
                 | Code::UidlMissing
                 | Code::TlsFailed
@@ -168,6 +174,15 @@ impl Error {
     }
 }
 
+fn awaited(during: &str) -> String {
+    match during {
+        GREETING => "the server's greeting".to_owned(),
+        NOTHING => "the next request".to_owned(),
+        command => format!("the reply to {command}"),
+    }
+}
+
 /// Names of what is awaited, where code depends on them.
 pub(super) const CAPA: &str = "CAPA";
-pub(super) const GREETING: &str = "the greeting";
+pub(super) const GREETING: &str = "connect";
+pub(super) const NOTHING: &str = "nothing";

@@ -26,7 +26,8 @@ pub(super) struct Lines {
     longest: usize,
     /// Lines that may still come.
     left: u64,
-    octets: u64,
+    /// Octets that may still come.
+    octets_left: u64,
     /// In a line that is too long.
     skipping: bool,
     /// The terminator may end in a bare LF, as the status line did.
@@ -45,7 +46,15 @@ impl Lines {
     const MAX_OCTETS: u64 = 1 << 30;
 
     pub(super) fn new(max_line: usize, max_lines: u64, bare: bool) -> Self {
-        Self { longest: max_line, left: max_lines, octets: 0, skipping: false, bare, ended: true, scanned: 0 }
+        Self {
+            longest: max_line,
+            left: max_lines,
+            octets_left: Self::MAX_OCTETS,
+            skipping: false,
+            bare,
+            ended: true,
+            scanned: 0,
+        }
     }
 
     /// Passes on the complete lines of `input` and takes them away from it.
@@ -75,7 +84,7 @@ impl Lines {
             see((!too_long).then_some(line));
             self.ended = whole;
         }
-        self.octets += at as u64;
+        let mut used = at as u64;
         input.advance(at);
         if ended {
             return Ok(true);
@@ -84,11 +93,12 @@ impl Lines {
         if self.scanned > self.longest + 1 {
             // Its last octet stays: it may be the CR of the line's end.
             self.skipping = true;
-            self.octets += (self.scanned - 1) as u64;
+            used += (self.scanned - 1) as u64;
             input.advance(self.scanned - 1);
             self.scanned = 1;
         }
-        if self.octets > Self::MAX_OCTETS { Err(Endless) } else { Ok(false) }
+        self.octets_left = self.octets_left.checked_sub(used).ok_or(Endless)?;
+        Ok(false)
     }
 }
 
@@ -179,11 +189,11 @@ mod tests {
         let mut input = BytesMut::from(&b"1 a\r\n".repeat(11)[..]);
         assert_eq!(lines.read(&mut input, |_| {}), Err(Endless));
 
-        let mut lines = Lines::new(100, 10, false);
+        let mut lines = Lines { octets_left: 10 << 20, ..Lines::new(100, 10, false) };
         let mut result = Ok(false);
         let mut most = 0;
         while result == Ok(false) {
-            let mut input = BytesMut::from(&[b'x'; 1 << 20][..]);
+            let mut input = BytesMut::from(&vec![b'x'; 1 << 20][..]);
             result = lines.read(&mut input, |_| {});
             most = most.max(input.len());
         }

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::client::{Client, no_status};
-use super::error::Error;
+use super::error::{Error, NOTHING};
 use super::reply::{Reply, Status, shown};
 use super::transport::{Ended, Watch};
 use crate::domain::wire::{Decoder, Piece, Tally};
@@ -102,9 +102,15 @@ pub(super) struct Body {
 
 impl<S> Client<S> {
     /// Commands that are sent and not fully answered, those that wait for
-    /// their turn included.
+    /// their turn included, and one more while [`Client::event`] has
+    /// something to tell at once: 0 means that nothing is to be heard.
     pub fn in_flight(&self) -> usize {
-        self.flight.len() + self.queue.len()
+        self.flight.len() + self.queue.len() + usize::from(!self.ready.is_empty())
+    }
+
+    /// The message that flows, as far as it was read; `None` between messages.
+    pub fn flowing(&self) -> Option<BodyEnd> {
+        self.body.as_ref().map(|body| BodyEnd { number: body.number, tally: body.decoder.tally() })
     }
 
     /// Queues a command; [`Client::event`] writes it. Where PIPELINING is not
@@ -214,7 +220,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
                 self.ready.push_back(Event::Begin { number });
             }
             _ => {
-                self.ready.push_back(Event::Reply { command, reply });
+                self.ready.push_back(Event::Reply { command, reply: reply.detached() });
                 self.answered();
             }
         }
@@ -232,14 +238,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
 
     fn event_error(&self, ended: Ended) -> Error {
         match (ended, &self.body) {
-            (Ended::Late { silent }, Some(body)) => Error::Stalled {
+            (Ended::Late { silent, .. }, Some(body)) => Error::Stalled {
                 number: body.number,
                 octets: body.decoder.tally().octets,
                 ends_with_dot_crlf: self.io.input.is_empty() && body.decoder.ends_with_dot_crlf(),
                 silent,
             },
             (ended, _) => {
-                let during = self.flight.front().map_or("nothing", |sent| sent.command.verb());
+                let during = self.flight.front().map_or(NOTHING, |sent| sent.command.verb());
                 self.ended(ended, during)
             }
         }

@@ -93,6 +93,12 @@ impl Reply {
         Some(Self { status, code, text })
     }
 
+    /// The same with a text of its own: a reply that is kept must not keep the
+    /// buffer that it was read into.
+    pub(super) fn detached(self) -> Self {
+        Self { text: Bytes::copy_from_slice(&self.text), ..self }
+    }
+
     /// Whether it is `+OK`.
     pub fn is_ok(&self) -> bool {
         self.status == Status::Ok

@@ -67,6 +67,8 @@ pub(super) enum Ended {
         /// No octet came for as long as the deadline says; otherwise they
         /// came too slowly.
         silent: bool,
+        /// The deadline.
+        after: Duration,
     },
 }
 
@@ -133,10 +135,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transport<S> {
             waits: Waits::default(),
             flowed: 0,
         }
-    }
-
-    pub(super) fn deadlines(&self) -> &Deadlines {
-        &self.deadlines
     }
 
     pub(super) fn stream(&self) -> &S {
@@ -252,7 +250,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transport<S> {
                 None if watch == Watch::Data && self.waits.progress < self.deadlines.data => {
                     self.check_floor()?;
                 }
-                None => return Err(Ended::Late { silent: true }),
+                None => {
+                    let after = if watch == Watch::Data { self.deadlines.data } else { self.deadlines.reply };
+                    return Err(Ended::Late { silent: true, after });
+                }
             }
         }
     }
@@ -260,7 +261,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transport<S> {
     fn check_floor(&mut self) -> Result<(), Ended> {
         if self.waits.window >= Deadlines::WINDOW {
             if self.waits.window_octets < self.deadlines.window_floor() {
-                return Err(Ended::Late { silent: false });
+                return Err(Ended::Late { silent: false, after: Deadlines::WINDOW });
             }
             self.waits.window = Duration::ZERO;
             self.waits.window_octets = 0;

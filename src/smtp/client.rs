@@ -176,7 +176,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     async fn auth_line(&mut self, line: &[&[u8]]) -> Result<Reply, Error> {
         self.wire.put(|out| {
-            line.iter().for_each(|part| out.put_slice(part));
+            for part in line {
+                out.put_slice(part);
+            }
             out.put_slice(b"\r\n");
         });
         self.wire.exchange("reply to AUTH", self.reply).await
@@ -203,7 +205,7 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream};
 
-    const REPLY: Duration = Duration::from_secs(60);
+    const REPLY: Duration = Duration::from_mins(1);
 
     /// Plays `script`: each pair is a line to expect (empty: none) and what
     /// to answer. Yields what was left unread.

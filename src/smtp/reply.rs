@@ -180,16 +180,15 @@ impl Decoder {
             if self.octets > MAX_OCTETS || self.lines > MAX_LINES {
                 return Err(DecodeError::TooLong);
             }
-            if let Some(reply) = self.line(line.freeze())? {
+            if let Some(reply) = self.line(&line.freeze())? {
                 return Ok(Some(reply));
             }
         }
     }
 
-    fn line(&mut self, line: Bytes) -> Result<Option<Reply>, DecodeError> {
+    fn line(&mut self, line: &Bytes) -> Result<Option<Reply>, DecodeError> {
         let end = match line.as_ref() {
-            [rest @ .., b'\r', b'\n'] | [rest @ .., b'\n'] => rest.len(),
-            rest => rest.len(),
+            [rest @ .., b'\r', b'\n'] | [rest @ .., b'\n'] | rest => rest.len(),
         };
         let (code, more) = match line.get(..end).unwrap_or_default() {
             [a @ b'2'..=b'5', b @ b'0'..=b'9', c @ b'0'..=b'9', rest @ ..] => {
@@ -197,7 +196,7 @@ impl Decoder {
                 match rest {
                     [] | [b' ', ..] => (code, false),
                     [b'-', ..] => (code, true),
-                    _ => return Err(DecodeError::Malformed(shown(&line))),
+                    _ => return Err(DecodeError::Malformed(shown(line))),
                 }
             }
             other => return Err(DecodeError::Malformed(shown(other))),

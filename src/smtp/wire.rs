@@ -214,7 +214,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_server_meets_a_deadline() {
         let (ours, _theirs) = tokio::io::duplex(64);
-        let error = Wire::new(ours).exchange("greeting", Duration::from_secs(60)).await.unwrap_err();
+        let error = Wire::new(ours).exchange("greeting", Duration::from_mins(1)).await.unwrap_err();
         assert_eq!(error.to_string(), "no greeting within 60 s");
         assert!(error.is_transient());
     }
@@ -225,7 +225,7 @@ mod tests {
         let (ours, mut theirs) = tokio::io::duplex(64);
         theirs.write_all(b"250-one\r\n250 tw").await.unwrap();
         drop(theirs);
-        let error = Wire::new(ours).exchange("reply", Duration::from_secs(60)).await.unwrap_err();
+        let error = Wire::new(ours).exchange("reply", Duration::from_mins(1)).await.unwrap_err();
         assert!(matches!(error, Error::Closed));
     }
 
@@ -236,7 +236,7 @@ mod tests {
         wire.put(|out| out.extend_from_slice(b"MAIL\r\n"));
         wire.push(Bytes::from(vec![b'y'; 2000]));
         assert_eq!((wire.queued(), wire.written()), (2006, 0));
-        let mut once = |wire: &mut Wire<_>| {
+        let once = |wire: &mut Wire<_>| {
             let mut cx = Context::from_waker(std::task::Waker::noop());
             wire.poll_write(&mut cx).is_ready()
         };

@@ -90,6 +90,7 @@ fn level_of(meta: &Metadata<'_>) -> LogLevel {
     }
 }
 
+static DEFAULT: AtomicU8 = AtomicU8::new(DEFAULT_LEVEL as u8);
 static LEVEL: AtomicU8 = AtomicU8::new(DEFAULT_LEVEL as u8);
 /// The command line named a level: settings do not change it.
 static FIXED: AtomicBool = AtomicBool::new(false);
@@ -112,10 +113,17 @@ pub fn follow(level: Option<LogLevel>) {
     if FIXED.load(Ordering::Relaxed) {
         return;
     }
-    let level = level.unwrap_or(DEFAULT_LEVEL) as u8;
+    let level = level.map_or_else(|| DEFAULT.load(Ordering::Relaxed), |level| level as u8);
     if LEVEL.swap(level, Ordering::Relaxed) != level {
         tracing::callsite::rebuild_interest_cache();
     }
+}
+
+/// Changes what holds where nobody names a level; `level` is that of the
+/// settings.
+pub fn set_default(default: LogLevel, level: Option<LogLevel>) {
+    DEFAULT.store(default as u8, Ordering::Relaxed);
+    follow(level);
 }
 
 /// Lines go above these bars from now on.

@@ -41,7 +41,10 @@ fn protocols_and_engine_do_not_know_kubernetes() {
 
 #[test]
 fn the_domain_does_no_input_or_output() {
-    let found = mentions("domain", &["tokio::", "std::fs", "std::net::Tcp", "SystemTime::now", "Timestamp::now", "crate::engine"]);
+    let found = mentions(
+        "domain",
+        &["tokio::", "std::fs", "std::net::Tcp", "SystemTime::now", "Timestamp::now", "crate::engine"],
+    );
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 

@@ -14,7 +14,14 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod delivery;
+mod destination;
+mod engine;
+mod faults;
+mod framing;
 mod layers;
 mod parts;
-mod support;
 mod resources;
+mod session;
+mod support;
+mod uidl;

@@ -34,6 +34,45 @@ fn crd_files_are_what_the_code_says() {
 }
 
 #[test]
+fn the_reference_is_what_the_code_says() {
+    for crd in api::crds() {
+        let name = &crd.spec.names.singular.clone().unwrap_or_default();
+        held_against(&format!("docs/reference/{name}.md"), &api::reference::page(&crd));
+    }
+}
+
+#[test]
+fn crds_read_back_as_they_were() {
+    for crd in api::crds() {
+        let read: serde_json::Value = serde_saphyr::from_str(&api::crd_yaml(&crd)).unwrap();
+        assert_eq!(read, serde_json::to_value(&crd).unwrap());
+    }
+    assert_eq!(api::crds_yaml().matches("\nkind: CustomResourceDefinition\n").count(), 3);
+}
+
+#[test]
+fn integers_are_signed_and_every_field_is_explained() {
+    fn visit(schema: &serde_json::Value, path: &str) {
+        let format = schema.get("format").and_then(serde_json::Value::as_str).unwrap_or("");
+        assert!(!format.starts_with("uint"), "{path}: API servers warn about {format}");
+        for (name, field) in
+            schema.get("properties").and_then(serde_json::Value::as_object).into_iter().flatten()
+        {
+            let explained = field.get("description").is_some() || path.is_empty();
+            assert!(explained, "{path}.{name} has no description for kubectl explain");
+            visit(field, &format!("{path}.{name}"));
+        }
+        if let Some(items) = schema.get("items") {
+            visit(items, path);
+        }
+    }
+    for crd in api::crds() {
+        let schema = crd.spec.versions[0].schema.as_ref().unwrap();
+        visit(&serde_json::to_value(&schema.open_api_v3_schema).unwrap(), "");
+    }
+}
+
+#[test]
 fn every_example_is_free_of_errors() {
     for path in ["examples/one-machine", "examples/maildir.yaml", "examples/many-mailboxes.yaml"] {
         let read = Configuration::load(&[project(path)]).unwrap();

@@ -291,8 +291,7 @@ impl Ledger {
         Survey::new(self, policy)
     }
 
-    /// Tells apart messages of one UID in one listing: `listed` holds the
-    /// number and size (0: unknown) of each. See [`Twins`].
+    /// For messages of one UID in one listing that are to be told apart.
     pub fn twins(&self, hash: u64, policy: &SurveyPolicy) -> Twins {
         Twins::new(self, hash, policy)
     }

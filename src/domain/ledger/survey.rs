@@ -287,17 +287,14 @@ impl<'a> Survey<'a> {
     }
 
     fn verdict(&self, hash: u64) -> Verdict {
-        let mut slots = self.ledger.table.find(hash).map(|at| self.action(at));
-        let first = slots.next().unwrap_or(Action::Retry);
-        match slots.next() {
-            None => Verdict::Clear(first),
-            Some(second)
-                if first == Action::Retry || second != first || slots.any(|other| other != first) =>
-            {
-                Verdict::Ambiguous
-            }
-            Some(_) => Verdict::Clear(first),
+        let mut actions = self.ledger.table.find(hash).map(|at| self.action(at));
+        let first = actions.next().unwrap_or(Action::Retry);
+        let (mut twins, mut alike) = (false, true);
+        for action in actions {
+            twins = true;
+            alike &= action == first;
         }
+        if twins && (!alike || first == Action::Retry) { Verdict::Ambiguous } else { Verdict::Clear(first) }
     }
 
     fn action(&self, at: usize) -> Action {

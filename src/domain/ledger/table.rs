@@ -114,8 +114,8 @@ impl Table {
         // Closes the gap, so that no probe ends too soon.
         let mut next = (hole + 1) & mask;
         while self.index[next] != FREE {
-            let home = self.home(self.slots[self.index[next] as usize].hash);
-            if (next.wrapping_sub(home) & mask) >= (next.wrapping_sub(hole) & mask) {
+            let wanted = self.home(self.slots[self.index[next] as usize].hash);
+            if (next.wrapping_sub(wanted) & mask) >= (next.wrapping_sub(hole) & mask) {
                 self.index[hole] = self.index[next];
                 hole = next;
             }

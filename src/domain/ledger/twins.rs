@@ -114,7 +114,7 @@ impl Twins {
         // Copies of the same octets are remembered under the numbers that
         // follow their digest.
         while let Some(known) =
-            self.entries.iter_mut().find(|known| known.entry.digest == digest && known.entry.size == size)
+            self.entries.iter_mut().find(|known| known.entry.digest == digest && known.entry.is_sized(size))
         {
             if !known.claimed {
                 known.claimed = true;
@@ -126,22 +126,27 @@ impl Twins {
             copies = true;
             digest = digest.wrapping_add(1).max(1);
         }
-        // Without a digest it may have been this one: an earlier try that did
-        // not come to an end, or a line that a person wrote.
-        let vague = self.entries.iter_mut().find(|known| {
-            !known.claimed && known.entry.digest == 0 && (known.entry.size == size || known.entry.size == 0)
+        // An earlier try that did not come to an end has no digest. Where it is
+        // one that did (a line that a person wrote), nobody can tell which of
+        // the messages it was: better one of them twice than one of them lost.
+        let prior = self.entries.iter_mut().find(|known| {
+            let vague = known.entry.digest == 0 && known.entry.is_sized(size);
+            vague && !known.claimed && known.action == Action::Retry
         });
-        if let Some(known) = vague {
+        let prior = prior.map(|known| {
             known.claimed = true;
-            let prior = known.entry.clone();
-            return match known.action {
-                Action::Retry => Twin::New { digest, prior: Some(prior) },
-                action => Twin::Known(Entry { size, digest, ..prior }, action),
-            };
-        }
+            known.entry.clone()
+        });
         let state = super::State::Kept;
         let entry = Entry { state, day: 0, size, message_id: 0, digest };
         self.entries.push(Known { entry, action: Action::Nothing, claimed: true });
-        if copies { Twin::Copy { digest } } else { Twin::New { digest, prior: None } }
+        if copies { Twin::Copy { digest } } else { Twin::New { digest, prior } }
+    }
+}
+
+impl Entry {
+    /// Whether a message of this size may be the one; 0 is unknown.
+    fn is_sized(&self, size: u64) -> bool {
+        self.size == size || self.size == 0 || size == 0
     }
 }

@@ -193,7 +193,6 @@ impl<D: Dial> Way<D> {
     async fn lane(&self) {
         loop {
             let kept = self.shelf.take(self.terms);
-            let reused = kept.is_some();
             let session = match kept {
                 Some(session) => Ok(session),
                 None => establish(&*self.dial, &self.host, self.terms.protocol, &self.terms.timeouts)
@@ -202,7 +201,7 @@ impl<D: Dial> Way<D> {
             };
             let mut session = match session {
                 Ok(session) => session,
-                Err(trouble) => return self.no_connection(trouble),
+                Err(trouble) => return self.no_connection(&trouble),
             };
             {
                 let mut counter = self.counter();
@@ -219,7 +218,7 @@ impl<D: Dial> Way<D> {
                 self.shelf.put(session);
             } else if let Err(lost) = ended {
                 drop(counter);
-                self.recover(session, &lost, reused);
+                self.recover(session, &lost);
                 counter = self.counter();
             }
             if counter.waiting.is_empty() {
@@ -229,14 +228,14 @@ impl<D: Dial> Way<D> {
         }
     }
 
-    fn no_connection(&self, trouble: Trouble) {
+    fn no_connection(&self, trouble: &Trouble) {
         let mut counter = self.counter();
         counter.connecting -= 1;
         if counter.connected > 0 {
             counter.enough = true;
         } else {
             drop(counter);
-            self.go_down(&trouble);
+            self.go_down(trouble);
         }
     }
 
@@ -249,13 +248,17 @@ impl<D: Dial> Way<D> {
             counter.octets = 0;
             std::mem::take(&mut counter.waiting)
         };
-        waiting.iter().for_each(|task| self.unavailable(task, trouble));
+        for task in &waiting {
+            self.unavailable(task, trouble);
+        }
     }
 
-    fn recover(&self, session: Session<D::Stream>, lost: &Lost, reused: bool) {
-        let (heard, accepted) = (session.heard, session.accepted);
+    fn recover(&self, session: Session<D::Stream>, lost: &Lost) {
+        let (reused, heard, accepted) = (session.reused, session.heard, session.accepted);
         let (outcomes, tasks) = session.salvage(lost);
-        outcomes.into_iter().for_each(|outcome| self.report(outcome));
+        for outcome in outcomes {
+            self.report(outcome);
+        }
         let trouble = Trouble::new(Code::DestinationUnavailable, &self.host, &lost.error);
         // A connection that died while it was idle says nothing about the
         // destination, and one that was cut behind some messages little.

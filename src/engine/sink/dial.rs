@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use crate::domain::code::Code;
 use crate::domain::work::{Endpoint, MailHost, SecretRef, Timeouts, TlsMode};
+use crate::smtp;
 use crate::smtp::client::{Client, Credentials, Protocol};
 use crate::smtp::extension::Extensions;
-use crate::smtp;
 use crate::smtp::wire::Wire;
 
 /// Why no mail can be sent over a connection, or none can be had.

@@ -11,6 +11,7 @@ mod dial;
 mod network;
 mod pool;
 mod session;
+mod transaction;
 
 use std::fmt;
 use std::sync::Arc;
@@ -64,8 +65,8 @@ impl<D: Dial> MailSink for Pool<D> {
         };
         let (jobs, incoming) = mpsc::channel(JOBS);
         let (outgoing, outcomes) = mpsc::unbounded_channel();
-        let shelf = self.shelves.of(protocol, host);
-        let way = Way::new(Arc::clone(&self.dial), shelf, host.clone(), terms, outgoing);
+        let kept = self.shelves.of(protocol, host);
+        let way = Way::new(Arc::clone(&self.dial), kept, host.clone(), terms, outgoing);
         tokio::spawn(way.run(incoming));
         Courier { jobs, outcomes }
     }
@@ -136,3 +137,6 @@ fn nowhere(route: &Route) -> Courier {
     });
     Courier { jobs, outcomes }
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,7 +108,9 @@ async fn clear<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(shelf: Weak<S
             let fresh = idle.iter().position(|idle| idle.since.elapsed() < KEPT).unwrap_or(idle.len());
             idle.drain(..fresh).collect()
         };
-        expired.into_iter().for_each(|idle| idle.session.farewell());
+        for idle in expired {
+            idle.session.farewell();
+        }
         if lock(&shelf.idle).is_empty() {
             return;
         }

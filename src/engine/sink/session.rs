@@ -9,20 +9,18 @@
 //! would be added to it. Without PIPELINING every step waits for its reply.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use crate::domain::envelope::{Envelope, Notify};
+use super::transaction::{Expected, Standing, Step, Transaction, body, mail, verdict};
 use crate::domain::work::Timeouts;
-use crate::engine::ports::{Content, Job, Outcome, Part, Refusal, Undelivered, Verdict};
+use crate::engine::ports::{Content, Job, Outcome, Undelivered, Verdict};
 use crate::smtp;
 use crate::smtp::client::Protocol;
-use crate::smtp::command::{self, MailParameters, Ret};
+use crate::smtp::command;
 use crate::smtp::extension::Extensions;
 use crate::smtp::reply::Reply;
 use crate::smtp::wire::Wire;
@@ -31,8 +29,6 @@ use crate::smtp::wire::Wire;
 const WINDOW_MESSAGES: usize = 32;
 /// Octets of these; one message may be larger.
 const WINDOW_OCTETS: u64 = 1024 * 1024;
-/// Octets of a stream that wait for the server before no more are taken.
-const HIGH_WATER: u64 = 256 * 1024;
 
 /// A job on its way, with what has been tried.
 #[derive(Debug)]
@@ -94,131 +90,14 @@ pub(super) struct Session<S> {
     dirty: bool,
     /// 421 was said.
     farewell: bool,
+    /// The connection has served another route before.
+    pub(super) reused: bool,
     /// Replies heard since the connection was taken up for this route.
     pub(super) heard: u64,
     /// Messages accepted since then.
     pub(super) accepted: u64,
     progress: Instant,
     finished: Option<Instant>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Expected {
-    Reset,
-    Mail,
-    Rcpt,
-    Data,
-    Chunk,
-    Last,
-}
-
-impl Expected {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Reset => "RSET",
-            Self::Mail => "MAIL",
-            Self::Rcpt => "RCPT",
-            Self::Data => "DATA",
-            Self::Chunk => "BDAT",
-            Self::Last => ".",
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Reset,
-    Mail,
-    Rcpt(usize),
-    Data,
-    /// DATA is said, its reply outstanding.
-    Go,
-    Body,
-    Sent,
-}
-
-#[derive(Debug)]
-enum Standing {
-    Open,
-    Accepted,
-    Settled(Verdict),
-}
-
-#[derive(Debug)]
-struct Transaction {
-    id: u64,
-    envelope: Envelope,
-    content: Content,
-    lost: u32,
-    since: Instant,
-    begun: Instant,
-    step: Step,
-    standing: Vec<Standing>,
-    /// Replies outstanding.
-    outstanding: usize,
-    /// The next recipient to be answered.
-    next_rcpt: usize,
-    /// Replies to the end of the message that are still to come (LMTP).
-    next_last: usize,
-    mail_refused: bool,
-    /// A recipient was accepted although MAIL was refused.
-    contrary: bool,
-    aborted: bool,
-    /// Octets of the stream have been taken.
-    touched: bool,
-    /// BDAT, not DATA.
-    chunked: bool,
-    /// What was sent of a stream ends a line.
-    line: bool,
-    /// The position in the output behind the end of the message.
-    end: Option<u64>,
-    weight: u64,
-}
-
-impl Transaction {
-    fn settle_open(&mut self, refusal: &Verdict) {
-        for standing in &mut self.standing {
-            if !matches!(standing, Standing::Settled(_)) {
-                *standing = Standing::Settled(refusal.clone());
-            }
-        }
-    }
-
-    fn is_settled(&self) -> bool {
-        self.standing.iter().all(|standing| matches!(standing, Standing::Settled(_)))
-    }
-
-    fn accepted(&self) -> usize {
-        self.standing.iter().filter(|standing| matches!(standing, Standing::Accepted)).count()
-    }
-
-    fn next_open(&self, from: usize) -> Option<usize> {
-        (from..self.standing.len()).find(|&at| !matches!(self.standing.get(at), Some(Standing::Settled(_))))
-    }
-
-    fn verdicts(&mut self) -> Vec<Verdict> {
-        std::mem::take(&mut self.standing)
-            .into_iter()
-            .map(|standing| match standing {
-                Standing::Settled(verdict) => verdict,
-                Standing::Open | Standing::Accepted => Verdict::Deferred(local(451, "4.3.0 no reply", ".")),
-            })
-            .collect()
-    }
-}
-
-/// A refusal of our own making.
-fn local(code: u16, text: &'static str, at: &'static str) -> Refusal {
-    Refusal { code, text: Bytes::from_static(text.as_bytes()), at }
-}
-
-fn verdict(reply: &Reply, at: &'static str) -> Verdict {
-    let refusal = Refusal { code: reply.code(), text: Bytes::from(reply.shown()), at };
-    match reply.code() / 100 {
-        2 => Verdict::Accepted,
-        4 => Verdict::Deferred(refusal),
-        _ => Verdict::Refused(refusal),
-    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
@@ -232,6 +111,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             expected: VecDeque::new(),
             dirty: false,
             farewell: false,
+            reused: false,
             heard: 0,
             accepted: 0,
             progress: Instant::now(),
@@ -247,6 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             return None;
         }
         self.terms = terms;
+        self.reused = true;
         (self.heard, self.accepted, self.finished) = (0, 0, None);
         self.progress = Instant::now();
         Some(self)
@@ -261,7 +142,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     pub(super) fn farewell(mut self) {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         self.wire.put(|out| out.extend_from_slice(b"QUIT\r\n"));
-        let _: Poll<_> = self.wire.poll_write(&mut cx);
+        drop(self.wire.poll_write(&mut cx));
     }
 
     /// Works until there is nothing to do: all transactions done and no task
@@ -375,62 +256,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     fn begin(&mut self, task: Task) {
-        let Task { job: Job { id, envelope, content }, lost, since, spent: touched } = task;
-        let (needs, has) = (envelope.size.unwrap_or(0), self.extensions.max_size.unwrap_or(u64::MAX));
-        let recipients = envelope.recipients.len();
-        let standing: Vec<_> = envelope
-            .recipients
-            .iter()
-            .map(|to| {
-                if needs > has {
-                    let text = "5.3.4 the message is larger than the destination's SIZE limit";
-                    Standing::Settled(Verdict::Refused(local(552, text, "MAIL")))
-                } else if to.address.needs_utf8() && !self.extensions.smtp_utf8 {
-                    let text = "5.6.7 the address needs SMTPUTF8, which the destination does not have";
-                    Standing::Settled(Verdict::Refused(local(553, text, "RCPT")))
-                } else {
-                    Standing::Open
-                }
-            })
-            .collect();
-        // How many replies an LMTP server gives to a refused BDAT LAST with
-        // several recipients is told by no document: there DATA is used.
-        let chunked = self.extensions.chunking && (self.terms.protocol == Protocol::Smtp || recipients == 1);
-        // Of DATA there is never more than one message in flight.
-        let weight = match &content {
-            Content::Whole(pieces) if chunked => pieces.iter().map(|piece| piece.bytes.len() as u64).sum(),
-            _ => 0,
-        };
+        // A refused BDAT may leave its recipients behind.
         let doubtful = self.transactions.iter().any(|transaction| transaction.chunked);
-        let transaction = Transaction {
-            id,
-            envelope,
-            content,
-            lost,
-            since,
-            begun: Instant::now(),
-            step: if self.dirty || doubtful { Step::Reset } else { Step::Mail },
-            standing,
-            outstanding: 0,
-            next_rcpt: 0,
-            next_last: 0,
-            mail_refused: false,
-            contrary: false,
-            aborted: false,
-            touched,
-            chunked,
-            line: true,
-            end: None,
-            weight,
-        };
-        self.transactions.push_back(transaction);
-        if let Some(transaction) = self.transactions.back_mut()
-            && transaction.is_settled()
-        {
-            // Nobody is left to send it to. It was pushed only to be finished
-            // in one place; with others before it, it waits for its turn.
-            transaction.step = Step::Sent;
-        }
+        let reset = self.dirty || doubtful;
+        self.transactions.push_back(Transaction::new(task, &self.extensions, self.terms.protocol, reset));
     }
 
     /// Sends what may be sent of the last transaction. True if anything was.
@@ -474,9 +303,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
                 Step::Data => {
                     let streamed = matches!(transaction.content, Content::Stream(_));
-                    if waits && transaction.chunked && streamed {
-                        // Octets of a stream are there only once: they go out
-                        // when it is known that somebody takes them.
+                    // Octets of a stream are there only once: they go out when
+                    // it is known that somebody takes them. And a connection
+                    // that was idle may be dead: its first message is not
+                    // ended before a reply has shown that it lives, lest its
+                    // outcome be in doubt.
+                    let doubtful = self.reused && self.heard == 0;
+                    if waits && transaction.chunked && (streamed || doubtful) {
                         break;
                     }
                     if !waits && transaction.is_settled() {
@@ -551,7 +384,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     if let Some(standing) = transaction.standing.get_mut(at) {
                         *standing = match verdict(reply, "RCPT") {
                             Verdict::Accepted => Standing::Accepted,
-                            refused => Standing::Settled(refused),
+                            refusal => Standing::Settled(refusal),
                         };
                     }
                 }
@@ -654,132 +487,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 let result = Err(Undelivered::Unknown { message: message.into() });
                 outcomes.push(Outcome { id: transaction.id, result });
             } else {
-                tasks.push(Task {
-                    lost: transaction.lost + 1,
-                    since: transaction.since,
-                    spent: transaction.touched,
-                    job: Job {
-                        id: transaction.id,
-                        envelope: transaction.envelope,
-                        content: transaction.content,
-                    },
-                });
+                tasks.push(transaction.into_task());
             }
         }
         (outcomes, tasks)
-    }
-}
-
-fn mail(out: &mut BytesMut, envelope: &Envelope, extensions: &Extensions, terms: &Terms) {
-    let any = |notify: Notify| envelope.recipients.iter().any(|to| to.notify == notify);
-    let mut sender = envelope.sender.0.as_ref();
-    if sender.is_some_and(|sender| sender.needs_utf8() && !extensions.smtp_utf8) {
-        // The mail matters more than where its failure would be reported.
-        sender = None;
-    }
-    let queued = terms.protocol == Protocol::Smtp;
-    if queued && !extensions.dsn && terms.null_sender_without_dsn && any(Notify::Never) {
-        sender = None;
-    }
-    let utf8 = extensions.smtp_utf8
-        && (envelope.utf8_header
-            || sender.is_some_and(|sender| sender.needs_utf8())
-            || envelope.recipients.iter().any(|to| to.address.needs_utf8()));
-    let parameters = MailParameters {
-        size: envelope.size.filter(|_| extensions.size),
-        eight_bit: extensions.eight_bit_mime,
-        utf8,
-        ret: (extensions.dsn && any(Notify::Failure)).then_some(Ret::Headers),
-        envid: envelope.envid.as_deref().filter(|_| extensions.dsn),
-    };
-    command::mail(out, sender, parameters);
-}
-
-/// Queues of the message what may be queued. True when that was its end.
-fn body<S: AsyncRead + AsyncWrite + Unpin>(
-    wire: &mut Wire<S>,
-    expected: &mut VecDeque<Expected>,
-    transaction: &mut Transaction,
-    pipelining: bool,
-    cx: &mut Context<'_>,
-) -> Result<bool, Lost> {
-    let Transaction { content, line, outstanding, chunked, touched, aborted, end, .. } = transaction;
-    let mut expect = |what: Expected| {
-        expected.push_back(what);
-        *outstanding += 1;
-    };
-    match content {
-        Content::Whole(pieces) => {
-            let pieces: Arc<[_]> = Arc::clone(pieces);
-            if *chunked {
-                let length = pieces.iter().map(|piece| piece.unstuffed_len() as u64).sum::<u64>();
-                let line = pieces.last().is_none_or(|piece| piece.bytes.ends_with(b"\n"));
-                wire.put(|out| command::bdat(out, length + if line { 0 } else { 2 }, true));
-                for piece in pieces.iter() {
-                    piece.unstuffed().for_each(|octets| wire.push(octets));
-                }
-                if !line {
-                    wire.push(Bytes::from_static(b"\r\n"));
-                }
-            } else {
-                pieces.iter().for_each(|piece| wire.push(piece.bytes.clone()));
-                let line = pieces.last().is_none_or(|piece| piece.bytes.ends_with(b"\n"));
-                wire.push(Bytes::from_static(if line { b".\r\n" } else { b"\r\n.\r\n" }));
-            }
-            expect(Expected::Last);
-            *end = Some(wire.queued());
-            Ok(true)
-        }
-        Content::Stream(parts) => loop {
-            if wire.backlog() >= HIGH_WATER {
-                return Ok(false);
-            }
-            if *chunked && !pipelining && transaction.outstanding > 0 {
-                return Ok(false);
-            }
-            let Poll::Ready(part) = parts.poll_recv(cx) else { return Ok(false) };
-            *touched = true;
-            let mut expect = |what: Expected| {
-                expected.push_back(what);
-                transaction.outstanding += 1;
-            };
-            match part {
-                Some(Part::Data(piece)) if *chunked => {
-                    let length = piece.unstuffed_len() as u64;
-                    if length > 0 {
-                        *line = piece.bytes.ends_with(b"\n");
-                        wire.put(|out| command::bdat(out, length, false));
-                        piece.unstuffed().for_each(|octets| wire.push(octets));
-                        expect(Expected::Chunk);
-                    }
-                }
-                Some(Part::Data(piece)) => {
-                    if !piece.is_empty() {
-                        *line = piece.bytes.ends_with(b"\n");
-                    }
-                    wire.push(piece.bytes);
-                }
-                Some(Part::End) => {
-                    if *chunked {
-                        wire.put(|out| command::bdat(out, if *line { 0 } else { 2 }, true));
-                        wire.push(Bytes::from_static(if *line { b"" } else { b"\r\n" }));
-                    } else {
-                        wire.push(Bytes::from_static(if *line { b".\r\n" } else { b"\r\n.\r\n" }));
-                    }
-                    expect(Expected::Last);
-                    *end = Some(wire.queued());
-                    return Ok(true);
-                }
-                None => {
-                    *aborted = true;
-                    if *chunked {
-                        return Ok(true);
-                    }
-                    // Only the end of the connection ends DATA without a
-                    // delivery (RFC 5321, section 4.1.1.4).
-                    return Err(Lost { error: smtp::Error::Closed, farewell: true, aborted: true });
-                }
-            }
-        },
     }
 }

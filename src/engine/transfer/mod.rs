@@ -36,6 +36,9 @@ const DELETIONS: usize = 5_000;
 /// slow: servers log idle sessions out after 10 minutes (RFC 1939, section 3),
 /// some much sooner.
 const KEEPALIVE: Duration = Duration::from_secs(25);
+/// How long an answer may take while a session that fell out of step is being
+/// drained: one may be missing for good, and another session is at hand.
+const DRAIN: Duration = Duration::from_secs(5);
 /// Refusals for now, with no acceptance between them, that end a poll.
 const DEFERRALS: u32 = 5;
 /// Refusals of the recipient for good, likewise.
@@ -71,6 +74,8 @@ pub(super) struct Context<'a> {
     /// Unix seconds.
     pub(super) now: i64,
     pub(super) pipelining: bool,
+    /// The server may delete at QUIT what was retrieved (RFC 2449, 6.7).
+    pub(super) expires_at_once: bool,
 }
 
 impl Context<'_> {
@@ -95,6 +100,8 @@ enum Step {
     Event(Result<Event, crate::pop3::Error>),
     /// The POP3 side has not heard from us for long.
     Quiet,
+    /// What was in flight when the session fell out of step does not come.
+    Undrained,
 }
 
 /// A message that the destination has, or is about to have.
@@ -133,6 +140,9 @@ pub(super) struct Transfer<'a> {
     stopping: bool,
     in_step: bool,
     heard: Instant,
+    /// Messages that began to come, and those of them that are done with.
+    retrieved: u64,
+    settled: u64,
 }
 
 impl<'a> Transfer<'a> {
@@ -171,6 +181,8 @@ impl<'a> Transfer<'a> {
             stopping: false,
             in_step: true,
             heard: Instant::now(),
+            retrieved: 0,
+            settled: 0,
         }
     }
 
@@ -224,6 +236,7 @@ impl<'a> Transfer<'a> {
             let keepalive = self.heard + KEEPALIVE;
             let keep_alive = self.client.in_flight() == 0;
             let (stopping, until) = (self.stopping, self.context.until);
+            let (draining, drained_by) = (self.draining, self.heard + DRAIN);
             let Self { client, courier, batch, out, ready, handed, .. } = &mut *self;
             let step = tokio::select! {
                 biased;
@@ -248,13 +261,19 @@ impl<'a> Transfer<'a> {
                 }
                 () = sleep_until(until), if !stopping => Step::Moved,
                 () = sleep_until(keepalive), if keep_alive => Step::Quiet,
+                () = sleep_until(drained_by), if draining => Step::Undrained,
             };
             match step {
                 Step::Moved => {}
                 Step::Outcome(outcome) => self.on_outcome(outcome),
                 Step::CourierGone => self.on_courier_gone(),
-                Step::Committed(numbers) => {
-                    self.deletions.extend(numbers.map_err(|error| ledger_error(&error))?);
+                Step::Committed(Ok(numbers)) => self.deletions.extend(numbers),
+                Step::Committed(Err(error)) => {
+                    // What is not handed over yet must stay so: nobody would
+                    // remember it.
+                    let error = ledger_error(&error);
+                    self.fail(error.code, &error.message);
+                    return Err(error);
                 }
                 Step::StreamGone(sender) => self.on_stream_gone(&sender),
                 Step::Event(Ok(event)) => {
@@ -263,6 +282,11 @@ impl<'a> Transfer<'a> {
                     }
                 }
                 Step::Event(Err(error)) => return self.on_broken(&error),
+                Step::Undrained => {
+                    self.in_step = false;
+                    self.plan.careful = true;
+                    return Ok(End::Again);
+                }
                 Step::Quiet => {
                     self.heard = Instant::now();
                     self.client.send(Command::Noop);
@@ -364,6 +388,7 @@ impl<'a> Transfer<'a> {
                 };
                 let id = self.next_id;
                 self.next_id += 1;
+                self.retrieved += 1;
                 let mut incoming =
                     Incoming::new(id, fetch, Arc::clone(&self.context.trace), &self.context.keys);
                 if self.draining || self.failed.is_some() {
@@ -598,6 +623,13 @@ impl<'a> Transfer<'a> {
 
     /// QUIT: only now the deletions happen.
     async fn leave(&mut self) {
+        if self.context.expires_at_once && self.retrieved > self.settled {
+            // It might delete what nobody has accepted. The deletions that
+            // are forgotten with the session are made up for by the next.
+            tracing::info!(record = %self.context.item.key,
+                "the server expires retrieved mail at once (EXPIRE 0) and not all was delivered: left without QUIT");
+            return;
+        }
         self.client.send(Command::Quit);
         match self.client.event().await {
             Ok(Event::Reply { reply, .. }) if reply.is_ok() => self.plan.left_cleanly = true,

@@ -33,6 +33,7 @@ impl Transfer<'_> {
                 Ok(true)
             }
             Twin::Known(entry, action) => {
+                self.settled += 1;
                 if action == Action::Delete {
                     let uid = taken.fetch.uid_of(taken.digest);
                     let entry = Entry { state: State::Deleting, ..entry };
@@ -67,6 +68,7 @@ impl Transfer<'_> {
 
     /// The message is done with: kept or deleted, as the record says.
     fn settle_message(&mut self, fetch: &Fetch, taken: Option<&Taken>) {
+        self.settled += 1;
         let leave = self.context.item.leave;
         let state = if leave { State::Kept } else { State::Deleting };
         self.put(fetch, taken, state, (!leave).then_some(fetch.number));

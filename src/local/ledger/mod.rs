@@ -288,4 +288,6 @@ fn today() -> i32 {
 }
 
 #[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod tests;

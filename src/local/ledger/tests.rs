@@ -67,7 +67,7 @@ impl Fixture {
     }
 }
 
-fn all(ledger: &Ledger) -> Vec<(u64, String, Option<(i32, u8)>)> {
+pub(super) fn all(ledger: &Ledger) -> Vec<impl Ord + std::fmt::Debug + use<>> {
     let describe = |(hash, entry): (u64, Entry)| (hash, format!("{entry:?}"), ledger.missed(hash));
     let mut all: Vec<_> = ledger.iter().map(describe).collect();
     all.sort();
@@ -258,6 +258,7 @@ async fn two_ledgers_of_one_record_do_not_overwrite_each_other() {
     assert!(matches!(error, LedgerError::Conflict(_)), "{error}");
 }
 
+// quirks: "State survives a recreated pod"
 #[tokio::test]
 async fn a_state_folder_that_was_unmounted_is_not_an_empty_one() {
     let here = Fixture::new();
@@ -315,7 +316,9 @@ async fn a_failed_compaction_leaves_the_commit_valid() {
         here.fail(&[fault]);
         file.compact(today()).unwrap_err();
         here.ledgers.inner.files().doubts.insert(key("a"), doubt);
-        changes.iter().for_each(|change| ledger.apply(change));
+        for change in &changes {
+            ledger.apply(change);
+        }
         changes = puts(1..2);
         here.commit(&mut ledger, changes).await;
         assert_eq!(all(&here.load().await), all(&ledger));
@@ -331,7 +334,7 @@ async fn a_commit_that_nobody_waits_for_ends_before_the_next_load() {
         let key = key("a");
         let commit = here.ledgers.commit(&key, &mut ledger, puts(round..round + 1));
         let aborted = tokio::time::timeout(std::time::Duration::from_micros(u64::from(round) * 5), commit);
-        let _ = aborted.await;
+        drop(aborted.await);
         ledger = here.load().await;
         here.commit(&mut ledger, puts(1000..1001)).await;
     }

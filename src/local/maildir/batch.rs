@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::local_form;
 use crate::domain::code::Code;
@@ -18,7 +18,7 @@ use crate::domain::wire::Piece;
 
 /// From so many files on, one `syncfs` is faster than a sync of each. It also
 /// waits for what others have written to that file system, hence not always.
-const SYNCFS_FROM: usize = 8;
+const SYNCFS_FROM: usize = 4;
 
 /// Makes file names that no other delivery makes.
 #[derive(Debug)]
@@ -57,6 +57,8 @@ pub(super) struct Letter {
     pub(super) folders: Vec<PathBuf>,
     pub(super) body: Body,
     pub(super) report: oneshot::Sender<Result<(), Failure>>,
+    /// What it takes of the memory for messages, until it is written.
+    pub(super) memory: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -65,15 +67,6 @@ pub(super) enum Body {
     Whole(Arc<[Piece]>),
     /// Written as it arrived, not yet on disk.
     Written(Vec<Draft>),
-}
-
-impl Letter {
-    pub(super) fn octets(&self) -> usize {
-        match &self.body {
-            Body::Whole(pieces) => pieces.iter().map(Piece::len).sum(),
-            Body::Written(_) => 0,
-        }
-    }
 }
 
 /// Why a message is not in its folder.
@@ -90,7 +83,7 @@ pub(super) enum Failure {
 }
 
 /// What to do about an error of the file system, at `path`.
-fn failure(what: &str, path: &Path, error: &io::Error) -> Failure {
+pub(super) fn failure(what: &str, path: &Path, error: &io::Error) -> Failure {
     let advice = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "; free some space there: the mail stays on its server until then".to_owned()
@@ -134,7 +127,8 @@ impl Draft {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 for part in ["tmp", "new", "cur"] {
                     let part = folder.join(part);
-                    make(&part, &mut made).map_err(|error| failure("cannot make the folder", &part, &error))?;
+                    make(&part, &mut made)
+                        .map_err(|error| failure("cannot make the folder", &part, &error))?;
                 }
                 open()
             }
@@ -239,15 +233,18 @@ pub(super) fn commit(letters: Vec<Letter>, postmark: &Postmark) {
 }
 
 fn written(letter: Letter, postmark: &Postmark, buffer: &mut Vec<u8>) -> Entry {
-    let Letter { folders, body, report } = letter;
+    let Letter { folders, body, report, memory } = letter;
     let mut entry = Entry { drafts: Vec::new(), failed: None, report };
     match body {
         Body::Written(drafts) => entry.drafts = drafts,
         Body::Whole(pieces) => {
             buffer.clear();
             pieces.iter().for_each(|piece| local_form(piece, buffer));
+            drop((pieces, memory));
             for folder in &folders {
-                match Draft::create(folder, postmark).and_then(|mut draft| draft.write(buffer).map(|()| draft)) {
+                match Draft::create(folder, postmark)
+                    .and_then(|mut draft| draft.write(buffer).map(|()| draft))
+                {
                     Ok(draft) => entry.drafts.push(draft),
                     Err(failure) => entry.failed = Some(failure),
                 }
@@ -301,7 +298,7 @@ fn sync_folders(entries: &mut [Entry]) {
     }
     for entry in entries.iter_mut().filter(|entry| entry.failed.is_none()) {
         let touched = entry.drafts.iter().flat_map(|draft| draft.made.iter().chain([&draft.new]));
-        if let Some((folder, error)) = touched.filter_map(|folder| failed.get_key_value(folder)).next() {
+        if let Some((folder, error)) = { touched }.find_map(|folder| failed.get_key_value(folder)) {
             let message =
                 format!("delivered, but the folder {} cannot be written to disk: {error}", folder.display());
             entry.failed = Some(Failure::Unknown { message: message.into() });

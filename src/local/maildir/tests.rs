@@ -1,1 +1,218 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use bytes::Bytes;
+
+use super::*;
+use crate::domain::envelope::{Envelope, Mailbox, Recipient, ReversePath};
+use crate::domain::wire::stuff;
+use crate::domain::work::{Destination, MaildirPath, Timeouts};
+use crate::engine::ports::Via;
+
+fn route(template: &str, mailbox: Option<&str>) -> Route {
+    let maildir = Some(MaildirPath(template.into()));
+    Route {
+        destination: Arc::new(Destination { domain: "b".into(), maildir, ..Destination::default() }),
+        via: Via::Maildir,
+        mailbox: mailbox.map(Into::into),
+        timeouts: Timeouts::default(),
+    }
+}
+
+fn job(id: u64, to: &[&str], content: Content) -> Job {
+    let recipients = to
+        .iter()
+        .map(|to| Recipient {
+            address: Mailbox::parse(to).unwrap(),
+            notify: crate::domain::envelope::Notify::Unsaid,
+        })
+        .collect();
+    let sender = ReversePath::default();
+    Job {
+        id,
+        envelope: Envelope { sender, recipients, size: None, utf8_header: false, envid: None },
+        content,
+    }
+}
+
+fn whole(text: &str) -> Content {
+    Content::Whole(vec![stuff(text.as_bytes())].into())
+}
+
+async fn deliver(courier: Courier, jobs: Vec<Job>) -> Vec<Outcome> {
+    let Courier { jobs: sender, mut outcomes } = courier;
+    let feed = tokio::spawn(async move {
+        for job in jobs {
+            sender.send(job).await.unwrap();
+        }
+    });
+    let mut all = Vec::new();
+    while let Some(outcome) = outcomes.recv().await {
+        all.push(outcome);
+    }
+    feed.await.unwrap();
+    all.sort_by_key(|outcome| outcome.id);
+    all
+}
+
+/// What is in a folder; nothing where there is none.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder)
+        .map_or_else(|_| Vec::new(), |entries| entries.map(|entry| entry.unwrap().path()).collect())
+}
+
+#[tokio::test]
+async fn messages_are_files_with_local_line_ends() {
+    let root = tempfile::tempdir().unwrap();
+    let template = format!("{}/{{domain}}/{{local}}", root.path().display());
+    let sink = MaildirSink::new("host.example");
+    let jobs = (0..500).map(|id| job(id, &["al@b"], whole(&format!("n: {id}\n\n.dot\n..\nend")))).collect();
+    let outcomes = deliver(sink.open(route(&template, None)), jobs).await;
+    assert!(outcomes.iter().all(|outcome| outcome.result == Ok(vec![Verdict::Accepted])));
+    assert_eq!(outcomes.len(), 500);
+    let folder = root.path().join("b/al");
+    let found = files(&folder.join("new"));
+    let texts: BTreeSet<_> = found.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    assert_eq!(texts, (0..500).map(|id| format!("n: {id}\n\n.dot\n..\nend\n")).collect());
+    assert!(files(&folder.join("tmp")).is_empty() && files(&folder.join("cur")).is_empty());
+    assert_eq!(fs::metadata(&found[0]).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+    let name = found[0].file_name().unwrap().to_str().unwrap();
+    let parts: Vec<_> = name.splitn(3, '.').collect();
+    assert!(
+        parts[0].parse::<u64>().is_ok() && parts[1].starts_with('M') && parts[2] == "host.example",
+        "{name}"
+    );
+}
+
+#[tokio::test]
+async fn a_mailbox_is_a_subfolder_and_several_recipients_get_a_copy_each() {
+    let root = tempfile::tempdir().unwrap();
+    let template = format!("{}/{{local}}", root.path().display());
+    let sink = MaildirSink::new("h");
+    let outcomes =
+        deliver(sink.open(route(&template, Some("Archive"))), vec![job(1, &["a@b", "c@b"], whole("x: y\n"))])
+            .await;
+    assert_eq!(outcomes[0].result, Ok(vec![Verdict::Accepted; 2]));
+    for local in ["a", "c"] {
+        assert_eq!(files(&root.path().join(local).join(".Archive/new")).len(), 1);
+    }
+}
+
+// quirks: "The POP3 side dies mid-message" (into a Maildir)
+#[tokio::test]
+async fn a_stream_becomes_a_file_only_at_its_end() {
+    let root = tempfile::tempdir().unwrap();
+    let template = root.path().join("{local}").display().to_string();
+    let sink = MaildirSink::new("h");
+    let Courier { jobs, mut outcomes } = sink.open(route(&template, None));
+    let line = "0123456789abcdef\r\n".repeat(1000);
+    for (id, ends) in [(1, true), (2, false)] {
+        let (parts, content) = mpsc::channel(1);
+        jobs.send(job(id, &["a@b"], Content::Stream(content))).await.unwrap();
+        for _ in 0..50 {
+            let piece = Piece::new(Bytes::from(line.clone()), true);
+            parts.send(Part::Data(piece)).await.unwrap();
+        }
+        assert!(outcomes.try_recv().is_err());
+        if ends {
+            parts.send(Part::End).await.unwrap();
+        }
+        drop(parts);
+        let outcome = outcomes.recv().await.unwrap();
+        let expected = if ends { Ok(vec![Verdict::Accepted]) } else { Err(Undelivered::Aborted) };
+        assert_eq!((outcome.id, outcome.result), (id, expected));
+    }
+    let found = files(&root.path().join("a/new"));
+    assert_eq!(found.len(), 1);
+    assert_eq!(fs::read_to_string(&found[0]).unwrap(), "0123456789abcdef\n".repeat(50_000));
+    assert!(files(&root.path().join("a/tmp")).is_empty());
+}
+
+#[tokio::test]
+async fn a_courier_that_is_dropped_leaves_no_half_messages() {
+    let root = tempfile::tempdir().unwrap();
+    let template = root.path().join("{local}").display().to_string();
+    let courier = MaildirSink::new("h").open(route(&template, None));
+    let (parts, content) = mpsc::channel(1);
+    courier.jobs.send(job(1, &["a@b"], Content::Stream(content))).await.unwrap();
+    parts.send(Part::Data(stuff(b"half"))).await.unwrap();
+    drop(courier);
+    parts.closed().await;
+    // The file is removed by whichever thread held it last.
+    for _ in 0..500 {
+        if files(&root.path().join("a/tmp")).is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(files(&root.path().join("a/tmp")).is_empty() && files(&root.path().join("a/new")).is_empty());
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_is_told_with_its_path_and_harms_no_other_message() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("file"), b"").unwrap();
+    let template = root.path().join("{local}").display().to_string();
+    let jobs = vec![job(1, &["file@b"], whole("x: y\n")), job(2, &["good@b"], whole("x: y\n"))];
+    let outcomes = deliver(MaildirSink::new("h").open(route(&template, None)), jobs).await;
+    let Err(Undelivered::Unavailable { code, message }) = &outcomes[0].result else { panic!("{outcomes:?}") };
+    assert_eq!(*code, Code::DestinationUnavailable);
+    assert!(message.contains(&format!("{}/file", root.path().display())), "{message}");
+    assert!(message.contains("something else is in the place of a folder"), "{message}");
+    assert_eq!(outcomes[1].result, Ok(vec![Verdict::Accepted]));
+}
+
+// A full disk, a read-only one and a folder of another user: /dev/full and
+// root's powers leave only the words to be tested here.
+#[test]
+fn advice_fits_the_error() {
+    use std::io::{Error, ErrorKind};
+    for (kind, words) in [
+        (ErrorKind::StorageFull, "free some space"),
+        (ErrorKind::QuotaExceeded, "free some space"),
+        (ErrorKind::ReadOnlyFilesystem, "mount it for writing"),
+        (ErrorKind::PermissionDenied, "writable for the user that runs rpop (uid "),
+    ] {
+        let failure = batch::failure("cannot write", Path::new("/m/al/tmp/x"), &Error::from(kind));
+        let Failure::Unavailable { message, .. } = failure else { panic!() };
+        assert!(message.starts_with("cannot write /m/al/tmp/x: ") && message.contains(words), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_domain_without_a_path_says_so() {
+    let mut nowhere = route("", None);
+    nowhere.destination = Arc::default();
+    let outcomes = deliver(MaildirSink::new("h").open(nowhere), vec![job(1, &["a@b"], whole("x\n"))]).await;
+    assert!(matches!(&outcomes[0].result, Err(Undelivered::Unavailable { code: Code::ConfigInvalid, .. })));
+}
+
+/// Not a benchmark: `cargo test --release --lib -- --ignored durable --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn durable_messages_a_second() {
+    let place = std::env::var("RPOP_MEASURE_DIR").unwrap_or_else(|_| "target".to_owned());
+    let text = "some words of a message, many lines of them\n".repeat(93);
+    for (couriers, each) in [(1, 1), (1, 5000), (8, 500), (500, 1)] {
+        let root = tempfile::tempdir_in(&place).unwrap();
+        let template = root.path().join("{local}").display().to_string();
+        let sink = MaildirSink::new("h");
+        let begun = tokio::time::Instant::now();
+        let mut all = JoinSet::new();
+        for courier in 0..couriers {
+            let to = format!("u{courier}@b");
+            let jobs = (0..each).map(|id| job(id, &[&to], whole(&text))).collect();
+            all.spawn(deliver(sink.open(route(&template, None)), jobs));
+        }
+        while let Some(outcomes) = all.join_next().await {
+            assert!(outcomes.unwrap().iter().all(|outcome| outcome.result.is_ok()));
+        }
+        let took = begun.elapsed();
+        let rate = f64::from(couriers) * each as f64 / took.as_secs_f64();
+        println!("{couriers} couriers, {each} messages each: {rate:.0} messages/s ({took:?})");
+    }
+}

@@ -1,5 +1,8 @@
 //! The kinds of objects that files may hold, with their schemas and rules.
 
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::cel::{CompiledSchema, Validator, compile_schema};
@@ -50,66 +53,123 @@ impl Kind {
 /// A schema with its compiled rules.
 pub(super) struct Known {
     pub(super) schema: Json,
-    rules: Option<CompiledSchema>,
+    rules: Option<Rules>,
 }
 
-/// The schemas of all kinds.
+/// The rules of a CRD, in two parts: those of single values, whose results are
+/// remembered (ten thousand records have few hosts and rhythms between them,
+/// and each rule compiles its expressions anew), and those of whole objects.
+struct Rules {
+    objects: CompiledSchema,
+    values: CompiledSchema,
+    results: RefCell<HashMap<(String, String), Vec<String>>>,
+}
+
+/// Results that are remembered of one kind.
+const REMEMBERED: usize = 4096;
+
+impl Rules {
+    fn new(schema: &Json) -> Self {
+        fn clear_values(node: &mut CompiledSchema) {
+            if node.properties.is_empty() {
+                node.validations.clear();
+            }
+            node.properties.values_mut().for_each(clear_values);
+        }
+        let mut objects = compile_schema(schema);
+        clear_values(&mut objects);
+        Self { objects, values: compile_schema(schema), results: RefCell::default() }
+    }
+
+    fn broken(&self, validator: &Validator, object: &Json) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        self.visit(validator, &self.values, object, "", &mut found);
+        if let Err(errors) = validator.validate_compiled(&self.objects, object, None) {
+            found.extend(errors.into_iter().map(|error| (error.field_path, error.message)));
+        }
+        found
+    }
+
+    fn visit(
+        &self,
+        validator: &Validator,
+        node: &CompiledSchema,
+        value: &Json,
+        path: &str,
+        found: &mut Vec<(String, String)>,
+    ) {
+        if let (Json::Object(fields), false) = (value, node.properties.is_empty()) {
+            for (name, value) in fields {
+                if let Some(inner) = node.properties.get(name) {
+                    let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    self.visit(validator, inner, value, &below, found);
+                }
+            }
+        } else if !node.validations.is_empty() {
+            let question = (path.to_owned(), value.to_string());
+            let mut results = self.results.borrow_mut();
+            let known = results.get(&question).cloned();
+            let messages = known.unwrap_or_else(|| {
+                let messages: Vec<String> = match validator.validate_compiled(node, value, None) {
+                    Ok(()) => Vec::new(),
+                    Err(errors) => errors.into_iter().map(|error| error.message).collect(),
+                };
+                if results.len() >= REMEMBERED {
+                    results.clear();
+                }
+                results.insert(question, messages.clone());
+                messages
+            });
+            found.extend(messages.into_iter().map(|message| (path.to_owned(), message)));
+        }
+    }
+}
+
+/// The schemas of all kinds, each made when it is first asked for.
 pub(super) struct Kinds {
-    record: Known,
-    domain: Known,
-    settings: Known,
-    secret: Known,
-    config_map: Known,
+    metadata: OnceCell<Json>,
+    known: [OnceCell<Option<Known>>; Kind::ALL.len()],
     validator: Validator,
 }
 
 impl Kinds {
     pub(super) fn new() -> Self {
-        let metadata = schema::<ObjectMeta>();
-        let [domain, record, settings] = {
-            let mut crds = api::crds().into_iter();
-            std::array::from_fn(|_| {
-                let mut schema = crds.next().as_ref().map_or(Json::Null, api::schema_of);
-                let rules = compile_schema(&schema);
-                complete(&mut schema, &metadata);
-                Known { schema, rules: Some(rules) }
-            })
-        };
-        let plain = |mut schema: Json| {
-            complete(&mut schema, &metadata);
-            Known { schema, rules: None }
-        };
-        Self {
-            record,
-            domain,
-            settings,
-            secret: plain(schema::<Secret>()),
-            config_map: plain(schema::<ConfigMap>()),
-            validator: Validator::new(),
-        }
+        Self { metadata: OnceCell::new(), known: Default::default(), validator: Validator::new() }
     }
 
     pub(super) fn known(&self, kind: Kind) -> Option<&Known> {
-        match kind {
-            Kind::Record => Some(&self.record),
-            Kind::Domain => Some(&self.domain),
-            Kind::Settings => Some(&self.settings),
-            Kind::Secret => Some(&self.secret),
-            Kind::ConfigMap => Some(&self.config_map),
-            Kind::List => None,
-        }
+        let at = Kind::ALL.iter().position(|known| *known == kind)?;
+        self.known.get(at)?.get_or_init(|| self.make(kind)).as_ref()
     }
 
-    /// The rules of the CRD that `object` breaks, as paths and messages. It
-    /// is taken as one that exists already: `pollEvery: Never` has been
-    /// looked at before.
+    fn make(&self, kind: Kind) -> Option<Known> {
+        let own = match kind {
+            Kind::Record | Kind::Domain | Kind::Settings => {
+                let crd = api::crds().into_iter().find(|crd| crd.spec.names.kind == kind.name())?;
+                Some(api::schema_of(&crd))
+            }
+            _ => None,
+        };
+        let rules = own.as_ref().map(Rules::new);
+        let mut schema = match kind {
+            Kind::Secret => schema::<Secret>(),
+            Kind::ConfigMap => schema::<ConfigMap>(),
+            _ => own?,
+        };
+        complete(&mut schema, self.metadata.get_or_init(schema_of_metadata));
+        Some(Known { schema, rules })
+    }
+
+    /// The rules of the CRD that `object`, taken as a new one, breaks: paths
+    /// and messages.
     pub(super) fn broken_rules(&self, kind: Kind, object: &Json) -> Vec<(String, String)> {
         let Some(rules) = self.known(kind).and_then(|known| known.rules.as_ref()) else { return Vec::new() };
-        match self.validator.validate_compiled(rules, object, None) {
-            Ok(()) => Vec::new(),
-            Err(errors) => errors.into_iter().map(|error| (error.field_path, error.message)).collect(),
-        }
+        rules.broken(&self.validator, object)
     }
+}
+
+fn schema_of_metadata() -> Json {
+    schema::<ObjectMeta>()
 }
 
 /// The schema of a type of Kubernetes, without references.

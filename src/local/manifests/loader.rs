@@ -264,7 +264,7 @@ impl Loader {
     /// What the schema, the name rules and the CEL rules find.
     fn faults(&self, subject: &Subject, node: &Node) -> Vec<(Position, String, String)> {
         let Some(known) = self.kinds.known(subject.kind) else { return Vec::new() };
-        let mut faults: Vec<_> = Check::run(&known.schema, node)
+        let mut faults: Vec<_> = Check::run(&known.schema, node, subject.kind == Kind::Secret)
             .into_iter()
             .map(|misfit| {
                 let mut at = misfit.at;

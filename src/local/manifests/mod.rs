@@ -17,6 +17,8 @@ mod loader;
 mod resolve;
 mod schema;
 mod secrets;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 use std::collections::{BTreeMap, HashMap};

@@ -20,13 +20,15 @@ pub(super) struct Misfit {
 /// Checks a tree against a schema.
 pub(super) struct Check<'a> {
     root: &'a Json,
+    /// Values are passwords: no message may show one.
+    secret: bool,
     found: Vec<Misfit>,
 }
 
 impl<'a> Check<'a> {
     /// All that does not fit.
-    pub(super) fn run(schema: &'a Json, node: &Node) -> Vec<Misfit> {
-        let mut check = Self { root: schema, found: Vec::new() };
+    pub(super) fn run(schema: &'a Json, node: &Node, secret: bool) -> Vec<Misfit> {
+        let mut check = Self { root: schema, secret, found: Vec::new() };
         check.visit(schema, node, node.at, "");
         check.found
     }
@@ -66,7 +68,14 @@ impl<'a> Check<'a> {
             ("integer", Value::Int(value)) => self.integer(schema, *value, node.at, path),
             ("boolean", Value::Bool(_)) | ("number", Value::Int(_) | Value::Float(_)) | ("", _) => {}
             _ => {
-                let message = format!("`{name}` must be {}", wrong_type(schema, wanted, name, node));
+                let message = format!(
+                    "`{name}` must be {}",
+                    if self.secret {
+                        hidden_type(wanted, node)
+                    } else {
+                        wrong_type(schema, wanted, name, node)
+                    }
+                );
                 self.report(node.at, path, message);
             }
         }
@@ -226,6 +235,18 @@ fn wrong_type(schema: &Json, wanted: &str, name: &str, node: &Node) -> String {
             }
         }
         _ => format!("of type {wanted}, found {found}"),
+    }
+}
+
+/// As [`wrong_type`], without the value.
+fn hidden_type(wanted: &str, node: &Node) -> String {
+    match (wanted, &node.value) {
+        ("string", Value::Int(_) | Value::Float(_) | Value::Bool(_)) => {
+            "text, found a number or a boolean: put it in quotes".to_owned()
+        }
+        ("string", _) => "text".to_owned(),
+        ("object", _) => "a mapping".to_owned(),
+        _ => format!("of type {wanted}"),
     }
 }
 

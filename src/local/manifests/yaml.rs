@@ -198,11 +198,10 @@ impl Builder {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let tag = tag.as_deref();
-                if let Some(tag) = tag.filter(|tag| !tag.is_yaml_core_schema() && tag.suffix() != "!") {
-                    return Err(Fault {
-                        at,
-                        message: format!("tags like {} mean nothing here", escape(&tag.original())),
-                    });
+                if tag.is_some_and(|tag| !tag.is_yaml_core_schema() && tag.suffix() != "!") {
+                    // It is not shown: it may be the beginning of a password.
+                    let message = "this begins with `!`, which makes it a YAML tag: put the value in quotes";
+                    return Err(Fault { at, message: message.into() });
                 }
                 let as_text = tag.is_some_and(|tag| tag.is_yaml_core_schema_tag("str"));
                 let value = if style == ScalarStyle::Plain && !as_text {

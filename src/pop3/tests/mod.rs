@@ -18,7 +18,7 @@ use super::{Client, Deadlines};
 type Step = (&'static str, &'static [u8]);
 
 fn deadlines() -> Deadlines {
-    Deadlines::new(Duration::from_secs(60), Duration::from_secs(30))
+    Deadlines::new(Duration::from_mins(1), Duration::from_secs(30))
 }
 
 /// The client's end of a connection to a server that goes through `steps`,

@@ -15,6 +15,7 @@ pub mod postfix;
 pub mod process;
 pub mod proxy;
 pub mod raw;
+pub mod rig;
 pub mod rpop;
 pub mod smtp;
 pub mod wire;

@@ -7,9 +7,6 @@ use std::process::Command;
 
 use super::process::Daemon;
 
-/// The domain it takes mail for.
-pub const DOMAIN: &str = "local.test";
-
 /// A running Postfix with a queue of its own.
 pub struct Postfix {
     daemon: Option<Daemon>,
@@ -19,7 +16,7 @@ pub struct Postfix {
 }
 
 impl Postfix {
-    /// Starts one that delivers mail for [`DOMAIN`] to the LMTP server on
+    /// Starts one that delivers all mail, of any domain, to the LMTP server on
     /// loopback port `lmtp`. `None` (said loudly, a failure in CI) where
     /// Postfix is not installed or this process is not root, without which
     /// Postfix does not run.
@@ -56,8 +53,8 @@ impl Postfix {
              command_directory = /usr/sbin\ndaemon_directory = {daemons}\nmail_owner = postfix\n\
              setgid_group = postdrop\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n\
              myhostname = queue.test\nmydomain = test\nmydestination =\nmynetworks = 127.0.0.0/8\n\
-             relay_domains = {DOMAIN}\nrelay_transport = lmtp:inet:127.0.0.1:{lmtp}\nalias_maps =\n\
-             alias_database =\nlocal_recipient_maps =\nrelay_recipient_maps =\n\
+             relay_domains =\ndefault_transport = lmtp:inet:127.0.0.1:{lmtp}\nalias_maps =\n\
+             alias_database =\nlocal_recipient_maps =\n\
              smtpd_recipient_restrictions = permit_mynetworks, reject\nmessage_size_limit = 0\n\
              mailbox_size_limit = 0\nmaillog_file = {at}/log\nmaillog_file_prefixes = {at}\n\
              lmtp_destination_recipient_limit = 1\nminimal_backoff_time = 1s\nmaximal_backoff_time = 2s\n\

@@ -164,8 +164,12 @@ pub fn smtp(port: u16) -> String {
     format!("{{smtp: {{host: 127.0.0.1, port: {port}, tls: {{mode: None}}}}}}")
 }
 
-/// The built binary: beside the tests, or beside the example that asks.
+/// The binary: what `RPOP_BINARY` names (to try a release build), or the one
+/// built beside the tests, or beside the example that asks.
 pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("RPOP_BINARY") {
+        return path.into();
+    }
     if let Some(path) = option_env!("CARGO_BIN_EXE_rpop") {
         return path.into();
     }

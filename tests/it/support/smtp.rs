@@ -124,6 +124,11 @@ impl Smtp {
         Self { lmtp: true, ..Self::new() }
     }
 
+    /// Whether it speaks LMTP.
+    pub fn is_lmtp(&self) -> bool {
+        self.lmtp
+    }
+
     /// What EHLO announces.
     pub fn extensions(mut self, extensions: &[&str]) -> Self {
         self.extensions = extensions.iter().map(|&line| line.to_owned()).collect();

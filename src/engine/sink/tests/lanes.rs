@@ -1,0 +1,114 @@
+//! How many connections a courier uses, and how fast it is.
+
+use super::*;
+
+async fn rate(fake: &Fake, count: u64) -> f64 {
+    let courier = smtp(fake);
+    let begun = Instant::now();
+    let results = deliver(courier, (0..count).map(|id| job(id, &["a@b"])).collect()).await;
+    assert!(results.iter().all(|result| *result == Ok(accepted(1))));
+    count as f64 / begun.elapsed().as_secs_f64()
+}
+
+#[tokio::test(start_paused = true)]
+async fn latency_is_met_by_more_lanes() {
+    let fake = Fake::new(NO_CHUNKING);
+    fake.state().delay = Duration::from_millis(25);
+    let rate = rate(&fake, 2000).await;
+    assert!(rate >= 300.0, "{rate} messages/s at 50 ms");
+    assert!(fake.state().most_open <= 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_chunking_one_flight_takes_many() {
+    let fake = Fake::new(ALL);
+    fake.state().delay = Duration::from_millis(25);
+    let rate = rate(&fake, 2000).await;
+    assert!(rate >= 600.0, "{rate} messages/s at 50 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fast_destination_gets_one_connection() {
+    let fake = Fake::new(NO_CHUNKING);
+    fake.state().works = Duration::from_micros(500);
+    rate(&fake, 1000).await;
+    assert_eq!(fake.connections(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lanes_that_cannot_be_had_do_not_stop_those_that_work() {
+    let fake = Fake::new(NO_CHUNKING);
+    fake.state().delay = Duration::from_millis(25);
+    let courier = smtp(&fake);
+    courier.jobs.send(job(1000, &["a@b"])).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(160)).await;
+    let full = Trouble { code: Code::DestinationUnavailable, message: "too many connections".into() };
+    fake.state().refuse = std::iter::repeat_n(full, 1000).collect();
+    let results = deliver(courier, (0..100).map(|id| job(id, &["a@b"])).collect()).await;
+    assert!(results.iter().all(|result| *result == Ok(accepted(1))));
+    assert_eq!((results.len(), fake.connections()), (101, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_stream_does_not_hold_up_what_comes_behind_it() {
+    for announces in WAYS {
+        let fake = Fake::new(announces);
+        let Courier { jobs, mut outcomes } = smtp(&fake);
+        let (parts, stalled) = streamed(1);
+        jobs.send(stalled).await.unwrap();
+        parts.send(Part::Data(piece(b"x: y\r\n", true))).await.unwrap();
+        for id in 2..10 {
+            jobs.send(job(id, &["a@b"])).await.unwrap();
+        }
+        for _ in 2..10 {
+            let outcome =
+                tokio::time::timeout(Duration::from_secs(5), outcomes.recv()).await.unwrap().unwrap();
+            assert_eq!(outcome.result, Ok(accepted(1)));
+        }
+        tokio::time::sleep(Duration::from_secs(1000)).await;
+        parts.send(Part::End).await.unwrap();
+        assert_eq!(outcomes.recv().await.unwrap().id, 1, "{announces:?}");
+    }
+}
+
+#[tokio::test]
+async fn back_pressure_reaches_the_stream() {
+    let fake = Fake::with(NO_CHUNKING, |_, what| {
+        if what == "DATA" {
+            Some(Act::Say("354 go\r\n".to_owned()))
+        } else {
+            what.starts_with("500").then_some(Act::Hang)
+        }
+    });
+    let courier = smtp(&fake);
+    let (parts, job) = streamed(1);
+    courier.jobs.send(job).await.unwrap();
+    let mut sent = 0;
+    let chunk = Piece::new(Bytes::from("500 words\r\n".repeat(1000)), true);
+    while let Ok(Ok(())) =
+        tokio::time::timeout(Duration::from_millis(100), parts.send(Part::Data(chunk.clone()))).await
+    {
+        sent += chunk.len();
+    }
+    assert!(sent < 600_000, "{sent} octets were taken for a server that reads nothing");
+}
+
+/// Not a benchmark, a floor: `cargo test --release -- --ignored throughput`.
+#[tokio::test]
+#[ignore = "measures"]
+async fn throughput_of_one_connection() {
+    for announces in [NO_CHUNKING, ALL] {
+        let fake = Fake::new(announces);
+        let body = "some words of a message, many lines of them\n".repeat(93);
+        let courier = smtp(&fake);
+        let begun = Instant::now();
+        let content = whole(&body);
+        let Content::Whole(pieces) = &content else { unreachable!() };
+        let jobs = (0..20_000)
+            .map(|id| Job { content: Content::Whole(Arc::clone(pieces)), ..job(id, &["a@b"]) })
+            .collect();
+        let results = deliver(courier, jobs).await;
+        assert!(results.iter().all(|result| *result == Ok(accepted(1))));
+        println!("{announces:?}: {:.0} messages/s", 20_000.0 / begun.elapsed().as_secs_f64());
+    }
+}
