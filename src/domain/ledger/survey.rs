@@ -200,6 +200,7 @@ pub struct Survey<'a> {
 }
 
 /// What a known UID means before it is known whether it comes again.
+#[derive(Clone, Copy)]
 enum Verdict {
     Clear(Action),
     Ambiguous,
