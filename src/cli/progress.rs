@@ -281,7 +281,7 @@ impl Observer for Progress {
         if octets > 0 {
             bar.set_length(octets);
             bar.set_style(style(
-                "{prefix:32} [{bar:20}] {bytes}/{total_bytes} {bytes_per_sec} {wide_msg} {eta} left",
+                "{prefix:32} [{bar:20}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {wide_msg} {eta} left",
             ));
         } else {
             bar.set_length(unseen);

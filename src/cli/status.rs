@@ -22,13 +22,15 @@ struct Row {
 /// Shows how each record is doing.
 pub(super) fn status(arguments: &Arguments) -> Exit {
     let state = arguments.state.path();
-    let mut rows = match remembered(&state) {
-        Ok(rows) => rows,
-        Err(message) => {
-            eprintln!("rpop: {message}");
-            return Exit::Failed;
-        }
-    };
+    // With manifests there is something to show before the first run, too.
+    if arguments.file.is_empty() && !state.is_dir() {
+        eprintln!(
+            "rpop: there is no state folder {}: name it with --state, or run `rpop run` first",
+            state.display()
+        );
+        return Exit::Failed;
+    }
+    let mut rows = remembered(&state);
     let mut wrong = false;
     if !arguments.file.is_empty() {
         match Configuration::load(&arguments.file) {
@@ -57,17 +59,10 @@ pub(super) fn status(arguments: &Arguments) -> Exit {
     }
 }
 
-fn remembered(state: &Path) -> Result<BTreeMap<RecordKey, Row>, String> {
-    if !state.is_dir() {
-        return Err(format!(
-            "there is no state folder {}: name it with --state, or run `rpop run` first",
-            state.display()
-        ));
-    }
+fn remembered(state: &Path) -> BTreeMap<RecordKey, Row> {
     let snapshot = StatusStore::read(state);
-    let rows =
-        snapshot.records.into_iter().map(|(key, status)| (key, Row { item: None, status: Some(status) }));
-    Ok(rows.collect())
+    let row = |(key, status)| (key, Row { item: None, status: Some(status) });
+    snapshot.records.into_iter().map(row).collect()
 }
 
 fn take_up(rows: &mut BTreeMap<RecordKey, Row>, configuration: &Configuration) {

@@ -155,7 +155,7 @@ mod tests {
         {
             assert_eq!(span(Duration::from_secs_f64(seconds)), text);
         }
-        assert_eq!(interval(Duration::from_secs(5400)), "1h30m");
+        assert_eq!(interval(Duration::from_mins(90)), "1h30m");
         assert_eq!(interval(Duration::from_secs(10)), "10s");
     }
 }

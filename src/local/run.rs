@@ -3,10 +3,11 @@
 //! One task a poll, none for idle records. Everything else happens in the
 //! loop of [`Run::go`], which never waits for a poll.
 
+mod history;
+mod polling;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -14,10 +15,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
+use self::history::{moment, past, say};
+pub use self::polling::{Poller, Relay};
+use self::polling::{guarded, interrupted, report_of};
 use crate::domain::code::Code;
 use crate::domain::work::{RecordKey, Settings, WorkItem};
-use crate::engine::ports::{Observer, Pending, Stage, Via};
-use crate::engine::report::{Counters, PollError, Report, Scope};
+use crate::engine::ports::Stage;
+use crate::engine::report::{PollError, Report, Scope};
 use crate::engine::scheduler::{End, Id, Moment, Past, Rules, Scheduler, Step, Timing};
 use crate::local::manifests::Problem;
 use crate::local::status::{FailedHost, LastError, RecordStatus, Snapshot, StatusStore};
@@ -30,17 +34,8 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 /// How often the figures are renewed and the loop shows that it is alive.
 const BEAT: Duration = Duration::from_secs(5);
 
-/// Polls one record; the engine does.
-pub trait Poller: Send + Sync + 'static {
-    /// One poll. Ends at the next message when `stop` says so; may be dropped
-    /// at any time.
-    fn poll<'a>(
-        &'a self,
-        item: &'a WorkItem,
-        settings: &'a Settings,
-        stop: watch::Receiver<Stage>,
-    ) -> Pending<'a, Report>;
-}
+/// How long after the end of a poll the figures are renewed, at the latest.
+const RENEW: Duration = Duration::from_millis(500);
 
 /// Hears how the run goes: progress and the table at its end.
 pub trait Audience: Send + Sync {
@@ -111,73 +106,6 @@ pub struct Summary {
     pub failed: u64,
     /// Messages that were refused, set aside or deferred.
     pub refused: u64,
-}
-
-tokio::task_local! {
-    /// Set once the poll's maildrop is listed. Up to then nothing has been
-    /// fetched, and the poll may be dropped without repeating anything.
-    static HEARD: Arc<AtomicBool>;
-}
-
-/// The engine's observer in this run: metrics, progress, and the scheduler,
-/// which wants to know that a host answers.
-pub struct Relay {
-    metrics: Arc<Metrics>,
-    progress: Option<Arc<dyn Observer>>,
-    heard: mpsc::UnboundedSender<RecordKey>,
-}
-
-impl Relay {
-    /// The observer, and the end that [`Run`] listens to.
-    pub fn new(
-        metrics: Arc<Metrics>,
-        progress: Option<Arc<dyn Observer>>,
-    ) -> (Self, mpsc::UnboundedReceiver<RecordKey>) {
-        let (heard, listener) = mpsc::unbounded_channel();
-        (Self { metrics, progress, heard }, listener)
-    }
-
-    fn each(&self, tell: impl Fn(&dyn Observer)) {
-        tell(&*self.metrics);
-        if let Some(progress) = &self.progress {
-            tell(&**progress);
-        }
-    }
-}
-
-impl Observer for Relay {
-    fn surveyed(&self, key: &RecordKey, unseen: u64, octets: u64) {
-        // Outside of a run (a check) nobody listens.
-        if HEARD.try_with(|heard| heard.store(true, Ordering::Relaxed)).is_ok() {
-            // At the end of the run the listener is gone.
-            self.heard.send(key.clone()).ok();
-        }
-        self.each(|to| to.surveyed(key, unseen, octets));
-    }
-
-    fn fetched(&self, key: &RecordKey, octets: u64) {
-        self.each(|to| to.fetched(key, octets));
-    }
-
-    fn delivered(&self, key: &RecordKey, via: Via) {
-        self.each(|to| to.delivered(key, via));
-    }
-
-    fn rejected(&self, key: &RecordKey, reason: &'static str) {
-        self.each(|to| to.rejected(key, reason));
-    }
-
-    fn duplicate(&self, key: &RecordKey) {
-        self.each(|to| to.duplicate(key));
-    }
-
-    fn uncertain(&self, key: &RecordKey) {
-        self.each(|to| to.uncertain(key));
-    }
-
-    fn committed(&self, took: Duration, ok: bool) {
-        self.each(|to| to.committed(took, ok));
-    }
 }
 
 /// What a run works with.
@@ -301,7 +229,7 @@ impl<P: Poller> Run<P> {
             .planned(self.records.values().filter(|record| record.item.interval.is_some()).count());
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut drained = None;
+        let (mut drained, mut stale) = (None, None);
         let (mut may_change, mut may_stop) = (true, true);
         loop {
             let wake = self.start_due();
@@ -314,6 +242,7 @@ impl<P: Poller> Run<P> {
                     if let Ok((id, report)) = ended {
                         self.finish(id, &report);
                     }
+                    stale = stale.or_else(|| Some(Instant::now() + RENEW));
                 }
                 Some(key) = self.parts.heard.recv() => {
                     if let Some(id) = self.scheduler.find(&key) {
@@ -337,6 +266,10 @@ impl<P: Poller> Run<P> {
                     self.reach(Stage::Aborting);
                 }
                 () = sleep_until(wake) => {}
+                () = sleep_until(stale) => {
+                    stale = None;
+                    self.beat();
+                }
                 _ = beat.tick() => self.beat(),
             }
         }
@@ -402,6 +335,7 @@ impl<P: Poller> Run<P> {
         self.parts.metrics.polled(report);
         self.settle(&item, report, next);
         match &report.result {
+            _ if self.once => {}
             Err(error) if error.scope == Scope::Host => self.tell_hosts(&item, Some(error)),
             Ok(()) => self.tell_hosts(&item, None),
             Err(_) => {}
@@ -472,7 +406,7 @@ impl<P: Poller> Run<P> {
             Err(_) => self.summary.failed += 1,
         }
         let now = self.clock.now();
-        let next = next.map(|next| next.since(now));
+        let next = next.filter(|_| !self.once).map(|next| next.since(now));
         let told = self.records.get(&item.key).and_then(|record| record.told);
         say(item, report, told, next);
         let code = report.result.as_ref().err().map(|error| error.code);
@@ -557,7 +491,11 @@ impl<P: Poller> Run<P> {
             if other {
                 record.item = item;
             }
-            self.scheduler.put(&timing, Past::default(), material || again || mended, now);
+            let id = self.scheduler.put(&timing, Past::default(), material || again || mended, now);
+            let next = self.scheduler.next(id).map(|next| next.since(now));
+            let next = next.and_then(|next| jiff::Timestamp::now().checked_add(next).ok());
+            record.status.next_poll = next.map(jiff::Timestamp::as_second);
+            self.parts.statuses.put(&key, record.status.clone());
             if material || disabled {
                 self.end_poll(&key, "it was changed");
             }
@@ -643,39 +581,6 @@ impl<P: Poller> Run<P> {
     }
 }
 
-fn moment(unix: i64) -> Moment {
-    Moment(u64::try_from(unix).unwrap_or(0).saturating_mul(1000))
-}
-
-/// What the scheduler wants to know of earlier runs.
-fn past(status: &RecordStatus, once: bool) -> Past {
-    let code = status.error.as_ref().map(|error| error.code);
-    // Whether its host answered at the last poll, however that ended.
-    let silent = matches!(
-        code,
-        Some(
-            Code::HostNotFound
-                | Code::HostUnreachable
-                | Code::TimedOut
-                | Code::AddressRefused
-                | Code::SelfPoll
-                | Code::TlsFailed
-                | Code::ServerBusy
-        )
-    );
-    let answered = status.last_poll.is_some() && !silent;
-    if once {
-        return Past { at_once: true, answered, ..Past::default() };
-    }
-    Past {
-        last_poll: status.last_poll.map(moment),
-        not_before: status.next_poll.filter(|_| code.is_some()).map(moment),
-        failures: status.error.as_ref().map_or(0, |error| u16::try_from(error.count).unwrap_or(u16::MAX)),
-        answered,
-        at_once: false,
-    }
-}
-
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
@@ -683,97 +588,5 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-fn interrupted(why: &str) -> PollError {
-    PollError { code: Code::Interrupted, message: why.to_owned(), scope: Scope::Local }
-}
-
-fn report_of(error: PollError, took: Duration) -> Report {
-    Report { result: Err(error), counters: Counters::default(), took, login_delay: None, refused: None }
-}
-
-/// One poll, ended early where that repeats nothing; a panic is its failure.
-async fn guarded<P: Poller>(
-    poller: &P,
-    item: &WorkItem,
-    settings: &Settings,
-    stop: watch::Receiver<Stage>,
-    give_way: &Notify,
-) -> Report {
-    use futures_util::FutureExt as _;
-    let started = Instant::now();
-    let poll = AssertUnwindSafe(watched(poller, item, settings, stop, give_way)).catch_unwind();
-    // The panic hook has logged where and why.
-    poll.await.unwrap_or_else(|_| {
-        let error = PollError {
-            code: Code::Internal,
-            message: "a defect of RPOP ended this poll; the log says where. Please report it".to_owned(),
-            scope: Scope::Local,
-        };
-        report_of(error, started.elapsed())
-    })
-}
-
-async fn watched<P: Poller>(
-    poller: &P,
-    item: &WorkItem,
-    settings: &Settings,
-    mut stop: watch::Receiver<Stage>,
-    give_way: &Notify,
-) -> Report {
-    let started = Instant::now();
-    let heard = Arc::new(AtomicBool::new(false));
-    let poll = poller.poll(item, settings, stop.clone());
-    let mut poll = std::pin::pin!(HEARD.scope(Arc::clone(&heard), poll));
-    let dropped = |why: &str| report_of(interrupted(why), started.elapsed());
-    loop {
-        tokio::select! {
-            biased;
-            report = &mut poll => return report,
-            () = give_way.notified() => {
-                if !heard.load(Ordering::Relaxed) {
-                    return dropped("its host said nothing while others waited");
-                }
-            }
-            changed = stop.changed() => {
-                let stage = if changed.is_ok() { *stop.borrow_and_update() } else { Stage::Aborting };
-                // Before the listing nothing has been fetched: no need to wait.
-                if stage == Stage::Aborting || (stage == Stage::Draining && !heard.load(Ordering::Relaxed)) {
-                    return dropped("ended by a shutdown or a change");
-                }
-            }
-        }
-    }
-}
-
-/// Logs what a poll came to. A failure that lasts is told once, and again when
-/// it becomes another one or ends.
-fn say(item: &WorkItem, report: &Report, told: Option<Code>, next: Option<Duration>) {
-    let key = &item.key;
-    let counters = &report.counters;
-    let took = report.took.as_secs_f64();
-    let next = next.map(|next| format!("{}s", next.as_secs())).unwrap_or_default();
-    if let Some(refused) = &report.refused {
-        tracing::error!(record = %key, code = %Code::MessageRejected, "a message was refused or set aside: {refused}");
-    }
-    match &report.result {
-        Ok(()) if counters.fetched > 0 || counters.deleted > 0 || told.is_some() => tracing::info!(
-            record = %key,
-            "{} of {} messages delivered, {} deleted, {} octets, {took:.1} s",
-            counters.delivered, counters.listed, counters.deleted, counters.bytes,
-        ),
-        Ok(()) => {
-            tracing::debug!(record = %key, "nothing new among {} messages, {took:.1} s", counters.listed);
-        }
-        Err(error) if error.code == Code::Interrupted => {
-            tracing::info!(record = %key, "{}: {} messages delivered", error.message, counters.delivered);
-        }
-        Err(error) if told == Some(error.code) => {
-            tracing::warn!(record = %key, code = %error.code, next, "still: {}", error.message);
-        }
-        Err(error) => tracing::error!(record = %key, code = %error.code, next, "{}", error.message),
-    }
-}
-
 #[cfg(test)]
-#[path = "run_tests.rs"]
 mod tests;

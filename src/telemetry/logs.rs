@@ -237,9 +237,14 @@ impl Lines {
 }
 
 fn json(line: &mut String, level: LogLevel, now: jiff::Timestamp, said: &Said) {
-    let mut object = serde_json::Map::new();
+    let mut separator = '{';
     let mut put = |key: &str, value: &str| {
-        object.insert(key.to_owned(), value.chars().take(LONGEST).collect::<String>().into());
+        line.push(separator);
+        separator = ',';
+        let value: String = value.chars().take(LONGEST).collect();
+        // Text always has a JSON form, and what is in it is escaped.
+        let text = |text: &str| serde_json::Value::from(text).to_string();
+        line.extend([text(key), ":".to_owned(), text(&value)]);
     };
     put("time", &format!("{now:.3}"));
     put("tag", "RPOP");
@@ -253,7 +258,7 @@ fn json(line: &mut String, level: LogLevel, now: jiff::Timestamp, said: &Said) {
         let taken = matches!(*key, "time" | "tag" | "level" | "record" | "message");
         put(if taken { "field" } else { key }, value);
     }
-    line.push_str(&serde_json::Value::Object(object).to_string());
+    line.push('}');
 }
 
 /// What an event or a span carries.

@@ -220,7 +220,7 @@ impl<'a> Transfer<'a> {
             }
             self.ask();
             let idle = self.is_idle();
-            if self.batch.is_due(self.handed.len(), idle) {
+            if self.batch.is_due(idle) {
                 self.batch.start();
             }
             if idle

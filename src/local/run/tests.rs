@@ -8,6 +8,8 @@ use crate::domain::envelope::Mailbox;
 use crate::domain::work::{
     AuthChoice, Destination, Limits, OnReject, OnUidChange, Remote, SecretKind, SecretRef,
 };
+use crate::engine::ports::{Observer, Pending};
+use crate::engine::report::Counters;
 
 /// What a scripted poll does.
 #[derive(Clone, Debug)]
@@ -341,7 +343,7 @@ async fn records_are_polled_in_their_rhythm_and_a_slow_one_does_not_shift_the_ot
     let polls = stand.polls("fine");
     assert!((12..=13).contains(&polls.len()), "{polls:?}");
     for pair in polls[1..].windows(2) {
-        assert_eq!((pair[1].0 - pair[0].0).as_secs(), 300);
+        assert_eq!(pair[1].0.abs_diff(pair[0].0).as_secs(), 300);
     }
     assert_eq!(stand.polls("slow").len(), 0, "still at it");
     stand.drain().await;
@@ -442,5 +444,75 @@ async fn ten_thousand_idle_records_cost_no_tasks() {
     assert_eq!(lock(&stand.log).polls.len(), 10_000);
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     assert!(tasks <= 2, "{tasks}");
+    stand.drain().await;
+}
+
+fn failed_before(code: Code, since_last: i64, until_next: i64) -> RecordStatus {
+    let now = jiff::Timestamp::now().as_second();
+    RecordStatus {
+        last_poll: Some(now - since_last),
+        next_poll: Some(now + until_next),
+        error: Some(Box::new(LastError::new(code, "no", now - since_last))),
+        ..RecordStatus::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn delays_survive_a_restart_and_a_single_run_does_not_know_them() {
+    let records = [(item("a", "h").key, failed_before(Code::AuthFailed, 60, 1200))];
+    let hosts = vec![FailedHost {
+        host: "dead:995".into(),
+        until: jiff::Timestamp::now().as_second() + 300,
+        error: LastError::new(Code::HostUnreachable, "no", 0),
+    }];
+    let past = Snapshot { records: records.into_iter().collect(), hosts };
+    let items = [item("a", "h"), item("b", "dead")];
+    let again = stand_after(past.clone(), &items, &[], false, Settings::default());
+    again.until(290).await;
+    assert_eq!((again.polls("a").len(), again.polls("b").len()), (0, 0));
+    again.until(310).await;
+    assert_eq!((again.polls("a").len(), again.polls("b").len()), (0, 1));
+    again.until(1210).await;
+    assert_eq!(again.polls("a").len(), 1);
+    again.drain().await;
+
+    let once = stand_after(past, &items, &[], true, Settings::default());
+    assert_eq!(once.run.await.unwrap(), Summary { good: 2, failed: 0, refused: 0 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_host_is_written_down_until_it_is_back() {
+    let acts: &[Act] = &[Act::Fail(Code::HostUnreachable, Scope::Host), Act::Good];
+    let stand = stand(&[item("a", "Dead")], &[("a", acts)], false, Settings::default());
+    stand.until(10).await;
+    assert_eq!(
+        lock(&stand.memory.hosts).iter().map(|failed| &*failed.host).collect::<Vec<_>>(),
+        ["dead:995"]
+    );
+    stand.until(620).await;
+    assert_eq!(stand.polls("a").len(), 2);
+    assert!(lock(&stand.memory.hosts).is_empty());
+    stand.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_whose_manifest_went_wrong_says_why_in_its_status() {
+    let stand = stand(&[item("a", "h"), item("b", "h")], &[], false, Settings::default());
+    stand.until(5).await;
+    let problem = Problem { code: Code::SecretMissing, message: "no Secret".into(), keep: false };
+    let desired = Desired {
+        settings: Arc::clone(&stand.settings),
+        items: shared(&[item("b", "h")]),
+        retry: HashSet::new(),
+        problems: [(item("a", "h").key, problem)].into_iter().collect(),
+    };
+    stand.change.send(desired).await.unwrap();
+    stand.until(2000).await;
+    assert_eq!(stand.polls("a").len(), 1);
+    assert!(lock(&stand.memory.ended).contains(&("a".to_owned(), Some(Code::SecretMissing))));
+    assert!(lock(&stand.memory.removed).is_empty(), "it is not gone");
+    stand.desire(&[item("a", "h"), item("b", "h")], &[]).await;
+    stand.until(2005).await;
+    assert_eq!(stand.polls("a").len(), 2, "mended");
     stand.drain().await;
 }
