@@ -14,7 +14,8 @@ pub(super) fn say(item: &WorkItem, report: &Report, told: Option<Code>, next: Op
     let key = &item.key;
     let counters = &report.counters;
     let took = report.took.as_secs_f64();
-    let next = next.map(|next| format!("{}s", next.as_secs())).unwrap_or_default();
+    let next = next.map(|next| format!("{}s", next.as_secs()));
+    let next = next.as_deref();
     if let Some(refused) = &report.refused {
         tracing::error!(record = %key, code = %Code::MessageRejected, "a message was refused or set aside: {refused}");
     }
