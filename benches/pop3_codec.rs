@@ -69,7 +69,7 @@ fn unstuff(c: &mut Criterion) {
 /// A server whose answers are all in memory: one after the other, a read
 /// never runs over into the next.
 struct Turns {
-    turns: Vec<Vec<u8>>,
+    said: Vec<Vec<u8>>,
     turn: usize,
     at: usize,
 }
@@ -85,11 +85,11 @@ impl AsyncRead for Turns {
         _: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.turns.get(self.turn).is_some_and(|turn| self.at == turn.len()) {
+        if self.said.get(self.turn).is_some_and(|turn| self.at == turn.len()) {
             self.turn += 1;
             self.at = 0;
         }
-        if let Some(turn) = self.turns.get(self.turn) {
+        if let Some(turn) = self.said.get(self.turn) {
             let rest = &turn[self.at..];
             let len = buf.remaining().min(Self::MOST).min(rest.len());
             buf.put_slice(&rest[..len]);
@@ -114,7 +114,7 @@ impl AsyncWrite for Turns {
 /// A client that has asked for capabilities; `said` is what comes next.
 async fn client(said: Vec<u8>) -> Client<Turns> {
     let capa = b"+OK\r\nPIPELINING\r\nUIDL\r\n.\r\n".to_vec();
-    let stream = Turns { turns: vec![b"+OK ready\r\n".to_vec(), capa, said], turn: 0, at: 0 };
+    let stream = Turns { said: vec![b"+OK ready\r\n".to_vec(), capa, said], turn: 0, at: 0 };
     let second = Duration::from_secs(1);
     let mut client = Client::greet(stream, Deadlines::new(second, second)).await.expect("a greeting");
     client.capabilities().await.expect("capabilities");

@@ -86,7 +86,7 @@ def main():
     bench = None
     missed = []
     try:
-        bench = scenarios.Bench(options, root, driver, options.binary)
+        bench = scenarios.Bench(options, root, driver, options.binary.resolve())
         for name in options.scenarios:
             tables = scenarios.ALL[name](bench)
             tables = tables if isinstance(tables, list) else [tables]

@@ -8,6 +8,8 @@ pub(super) fn yes() -> bool {
     true
 }
 
+// serde passes a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
 pub(super) fn is_true(value: &bool) -> bool {
     *value
 }

@@ -110,6 +110,9 @@ impl JsonSchema for Duration {
             "x-kubernetes-validations": [{
                 "rule": r"self != '' && self.matches('^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$')",
                 "message": "write a duration in hours, minutes and seconds, like 90s, 5m or 1h30m",
+            }, {
+                "rule": r"self == '' || !self.matches('^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$') || duration(self) <= duration('8760h')",
+                "message": "write at most a year, which is 8760h",
             }],
         })
     }

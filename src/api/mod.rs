@@ -8,17 +8,18 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::Value;
 
-// The derive copies each struct into a function, `pub` included.
+// The derive copies each struct into a function, `pub` included; columns repeat
+// their types, and switches are what users know them as.
 #[allow(unreachable_pub)]
 mod common;
-#[allow(unreachable_pub)]
+#[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod domain;
 mod duration;
 mod quantity;
-#[allow(unreachable_pub)]
+#[allow(unreachable_pub, clippy::duplicated_attributes, clippy::struct_excessive_bools)]
 mod record;
 pub mod reference;
-#[allow(unreachable_pub)]
+#[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod settings;
 #[allow(unreachable_pub)]
 mod status;
@@ -49,6 +50,17 @@ pub const API_VERSION: &str = "rpop.dev/v1alpha1";
 /// The CRDs, in the order in which they are best applied.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     [RpopDomain::crd(), RpopRecord::crd(), RpopSettings::crd()].into_iter().map(without_nullable).collect()
+}
+
+/// The CRD of a kind of ours.
+pub(crate) fn crd_of(kind: &str) -> Option<CustomResourceDefinition> {
+    let crd = match kind {
+        "RpopRecord" => RpopRecord::crd(),
+        "RpopDomain" => RpopDomain::crd(),
+        "RpopSettings" => RpopSettings::crd(),
+        _ => return None,
+    };
+    Some(without_nullable(crd))
 }
 
 /// One CRD as YAML, the content of its file under `crds/`.

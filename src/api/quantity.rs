@@ -111,7 +111,7 @@ impl JsonSchema for Quantity {
         json_schema!({
             "x-kubernetes-int-or-string": true,
             "x-kubernetes-validations": [{
-                "rule": r"string(self).matches('^[0-9]{1,15}([kMGT]|[KMGT]i)?$')",
+                "rule": r"string(self).matches('^([0-9]{1,15}|[0-9]{1,12}(k|Ki)|[0-9]{1,9}Mi?|[0-9]{1,6}Gi?|[0-9]{1,3}Ti?)$')",
                 "message": "write a size as a whole number with a unit, like 50Mi or 2Gi",
             }],
         })

@@ -14,8 +14,8 @@ fn project(path: &str) -> PathBuf {
 fn held_against(path: &str, wanted: &str) {
     let path = project(path);
     if std::env::var_os("UPDATE").is_some_and(|value| value == "1") {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, wanted).unwrap();
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder that can be made");
+        fs::write(&path, wanted).expect("a file that can be written");
     }
     let found = fs::read_to_string(&path).unwrap_or_default();
     assert!(
@@ -39,6 +39,29 @@ fn the_reference_is_what_the_code_says() {
         let name = &crd.spec.names.singular.clone().unwrap_or_default();
         held_against(&format!("docs/reference/{name}.md"), &api::reference::page(&crd));
     }
+}
+
+#[test]
+fn kubectl_get_rpop_shows_the_columns_that_people_look_for() {
+    let crd = api::crds().into_iter().find(|crd| crd.spec.names.kind == "RpopRecord").unwrap();
+    assert_eq!(crd.spec.names.short_names, Some(vec!["rpop".to_owned()]));
+    let columns = crd.spec.versions[0].additional_printer_columns.clone().unwrap();
+    let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "Poll Every",
+            "Account",
+            "At Host",
+            "Leave",
+            "APOP",
+            "TLS",
+            "Mailbox/Special",
+            "Last",
+            "Ready",
+            "Age"
+        ]
+    );
 }
 
 #[test]

@@ -25,6 +25,8 @@ const MOST_LANES: usize = 20;
 /// channel, whose bound is the back-pressure.
 const WAITING_JOBS: usize = 64;
 const WAITING_OCTETS: usize = 1024 * 1024;
+/// Connections that no second lane of a courier takes.
+const SPARE: usize = 8;
 /// A lane that needs longer for each message than this is held up by latency
 /// (of the network or of the destination's disk), and more lanes help.
 const SLOW: Duration = Duration::from_millis(4);
@@ -86,7 +88,7 @@ impl Counter {
     }
 
     /// How many lanes to open now.
-    fn wanted(&self) -> usize {
+    fn wanted(&self, free: usize) -> usize {
         let lanes = self.connected + self.connecting;
         let Some(first) = self.waiting.front() else { return 0 };
         if lanes == 0 {
@@ -99,7 +101,9 @@ impl Counter {
         if !slow || self.enough || self.connecting > 0 {
             return 0;
         }
-        self.waiting.len().min(3 * lanes).min(MOST_LANES.saturating_sub(lanes))
+        // The last seats are for the first lanes of other polls.
+        let free = free.saturating_sub(SPARE);
+        self.waiting.len().min(3 * lanes).min(MOST_LANES.saturating_sub(lanes)).min(free)
     }
 }
 
@@ -155,7 +159,7 @@ impl<D: Dial> Way<D> {
         loop {
             let (room, idle, wanted) = {
                 let counter = self.counter();
-                (counter.has_room(), counter.waiting.is_empty(), counter.wanted())
+                (counter.has_room(), counter.waiting.is_empty(), counter.wanted(self.shelf.free()))
             };
             if !more && idle && lanes.is_empty() {
                 return;
@@ -192,6 +196,7 @@ impl<D: Dial> Way<D> {
     /// One connection after the other, as long as there is work.
     async fn lane(&self) {
         loop {
+            let _seat = self.shelf.seat().await;
             let kept = self.shelf.take(self.terms);
             let session = match kept {
                 Some(session) => Ok(session),

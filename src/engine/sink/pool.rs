@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::session::{Session, Terms};
@@ -13,8 +14,12 @@ use crate::smtp::client::Protocol;
 
 /// How long an unused connection is kept; servers give up after minutes.
 const KEPT: Duration = Duration::from_secs(30);
-/// Unused connections kept for one way.
-const MOST: usize = 64;
+/// Connections of one way, all polls together: Postfix takes 50 from one
+/// client (`smtpd_client_connection_count_limit`) and refuses the rest.
+const MOST: usize = 48;
+/// How long a poll waits for one of them before it opens one of its own: those
+/// may be held by streams that are slow, and these hold up nobody else.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What makes two connections interchangeable: the whole of what was
 /// configured for them, TLS policy and identity included.
@@ -52,6 +57,7 @@ impl<S> Shelves<S> {
 #[derive(Debug)]
 pub(super) struct Shelf<S> {
     idle: Mutex<Vec<Idle<S>>>,
+    seats: Semaphore,
 }
 
 #[derive(Debug)]
@@ -62,7 +68,7 @@ struct Idle<S> {
 
 impl<S> Default for Shelf<S> {
     fn default() -> Self {
-        Self { idle: Mutex::default() }
+        Self { idle: Mutex::default(), seats: Semaphore::new(MOST) }
     }
 }
 
@@ -72,6 +78,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Shelf<S> {
+    /// Connections that may be opened at once.
+    pub(super) fn free(&self) -> usize {
+        self.seats.available_permits()
+    }
+
+    /// Waits for the right to use a connection; not for ever: `None` means to
+    /// go on without.
+    pub(super) async fn seat(&self) -> Option<SemaphorePermit<'_>> {
+        tokio::time::timeout(PATIENCE, self.seats.acquire()).await.ok()?.ok()
+    }
+
     /// The most recently used connection that is still alive.
     pub(super) fn take(&self, terms: Terms) -> Option<Session<S>> {
         loop {

@@ -224,7 +224,7 @@ impl Transfer<'_> {
                 }
             }
             let idle = self.ready.is_empty() && self.handed.is_empty() && self.out.is_empty();
-            if self.batch.is_due(self.handed.len(), idle) {
+            if self.batch.is_due(idle) {
                 self.batch.start();
             }
             if idle && self.batch.uncommitted() == 0 {

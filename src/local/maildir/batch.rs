@@ -1,7 +1,7 @@
 //! Messages made durable together: written to `tmp`, brought to disk, renamed
 //! into `new`, and the folders brought to disk. All of it blocks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -281,16 +281,25 @@ fn sync_files(entries: &mut [Entry]) {
 
 /// The names are part of the messages: they too must be on disk.
 fn sync_folders(entries: &mut [Entry]) {
-    let mut folders = BTreeSet::new();
+    let mut folders = BTreeMap::new();
     for draft in entries.iter().filter(|entry| entry.failed.is_none()).flat_map(|entry| &entry.drafts) {
-        folders.insert(draft.new.clone());
-        folders.extend(draft.made.iter().cloned());
+        for folder in draft.made.iter().chain([&draft.new]) {
+            folders.insert(folder.clone(), draft);
+        }
     }
-    let failed: BTreeMap<PathBuf, io::Error> = folders
+    let many = folders.len() >= SYNCFS_FROM;
+    let mut systems = BTreeMap::<u64, Option<String>>::new();
+    let failed: BTreeMap<PathBuf, String> = folders
         .into_iter()
-        .filter_map(|folder| match File::open(&folder).and_then(|file| file.sync_all()) {
-            Ok(()) => None,
-            Err(error) => Some((folder, error)),
+        .filter_map(|(folder, draft)| {
+            let error = if many {
+                let all =
+                    || rustix::fs::syncfs(&draft.file).err().map(|error| io::Error::from(error).to_string());
+                systems.entry(draft.device).or_insert_with(all).clone()
+            } else {
+                File::open(&folder).and_then(|file| file.sync_all()).err().map(|error| error.to_string())
+            };
+            error.map(|error| (folder, error))
         })
         .collect();
     if failed.is_empty() {

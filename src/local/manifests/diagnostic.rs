@@ -1,7 +1,6 @@
 //! What is wrong with a manifest, and where.
 
 use std::fmt;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -54,15 +53,9 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// One line, for logs: `FILE:LINE:COLUMN: SUBJECT: MESSAGE`.
     pub fn line(&self) -> String {
-        let mut text = self.file.display().to_string();
-        if self.line > 0 {
-            let _ = write!(text, ":{}:{}", self.line, self.column);
-        }
-        if !self.subject.is_empty() {
-            let _ = write!(text, ": {}", self.subject);
-        }
-        let _ = write!(text, ": {}", self.message);
-        text
+        let place = if self.line > 0 { format!(":{}:{}", self.line, self.column) } else { String::new() };
+        let subject = if self.subject.is_empty() { String::new() } else { format!(" {}:", self.subject) };
+        format!("{}{place}:{subject} {}", self.file.display(), self.message)
     }
 }
 

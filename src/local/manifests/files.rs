@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// The largest file that is read.
 pub(super) const MAX_FILE: u64 = 16 * 1024 * 1024;
@@ -42,7 +44,8 @@ pub(super) fn list(paths: &[PathBuf]) -> Result<Vec<PathBuf>, LoadError> {
         }
     }
     let mut seen = std::collections::HashSet::new();
-    found.retain(|path| seen.insert(path.clone()));
+    // A file that is named twice, or that two links lead to, is one file.
+    found.retain(|path| seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone())));
     Ok(found)
 }
 
@@ -64,11 +67,7 @@ fn folder(path: &Path, depth: usize, found: &mut Vec<PathBuf>) {
             .iter()
             .any(|end| below.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(end)));
         match fs::metadata(&below) {
-            Ok(data) if data.is_dir() => {
-                if depth < MAX_FOLDERS {
-                    folder(&below, depth + 1, found);
-                }
-            }
+            Ok(data) if data.is_dir() && depth < MAX_FOLDERS => folder(&below, depth + 1, found),
             Ok(data) if data.is_file() && manifest => found.push(below),
             // A link that leads nowhere is reported where it is read.
             Err(_) if manifest => found.push(below),
@@ -108,6 +107,8 @@ pub(super) fn world_readable(path: &Path) -> bool {
 pub struct Watcher {
     paths: Vec<PathBuf>,
     every: Duration,
+    next: Option<Instant>,
+    look: Option<JoinHandle<u64>>,
     known: u64,
     seen: u64,
 }
@@ -117,17 +118,25 @@ impl Watcher {
     /// Make it before the first load, so that no change falls between.
     pub fn new(paths: Vec<PathBuf>, every: Duration) -> Self {
         let known = fingerprint(&paths);
-        Self { paths, every, known, seen: known }
+        Self { paths, every, next: None, look: None, known, seen: known }
     }
 
     /// Waits until the files differ from the last time this returned, and have
     /// then stayed the same for one interval: a file that is just being
-    /// written is not read half. Cancel-safe.
+    /// written is not read half. Cancel-safe: what has been waited and seen is
+    /// not lost.
     pub async fn changed(&mut self) {
         loop {
-            tokio::time::sleep(self.every).await;
-            let paths = self.paths.clone();
-            let Ok(now) = tokio::task::spawn_blocking(move || fingerprint(&paths)).await else { continue };
+            let next = *self.next.get_or_insert_with(|| Instant::now() + self.every);
+            tokio::time::sleep_until(next).await;
+            let look = self.look.get_or_insert_with(|| {
+                let paths = self.paths.clone();
+                tokio::task::spawn_blocking(move || fingerprint(&paths))
+            });
+            let now = look.await;
+            self.look = None;
+            self.next = None;
+            let Ok(now) = now else { continue };
             let settled = now == self.seen;
             self.seen = now;
             if settled && now != self.known {

@@ -70,15 +70,22 @@ const REMEMBERED: usize = 4096;
 
 impl Rules {
     fn new(schema: &Json) -> Self {
-        fn clear_values(node: &mut CompiledSchema) {
-            if node.properties.is_empty() {
-                node.validations.clear();
+        // Each rule is compiled once, in the part that it belongs to.
+        fn split(node: &mut Json, objects: bool) {
+            let Some(node) = node.as_object_mut() else { return };
+            if node.contains_key("properties") != objects {
+                node.remove("x-kubernetes-validations");
             }
-            node.properties.values_mut().for_each(clear_values);
+            if let Some(Json::Object(properties)) = node.get_mut("properties") {
+                properties.values_mut().for_each(|inner| split(inner, objects));
+            }
         }
-        let mut objects = compile_schema(schema);
-        clear_values(&mut objects);
-        Self { objects, values: compile_schema(schema), results: RefCell::default() }
+        let part = |objects| {
+            let mut schema = schema.clone();
+            split(&mut schema, objects);
+            compile_schema(&schema)
+        };
+        Self { objects: part(true), values: part(false), results: RefCell::default() }
     }
 
     fn broken(&self, validator: &Validator, object: &Json) -> Vec<(String, String)> {
@@ -144,10 +151,7 @@ impl Kinds {
 
     fn make(&self, kind: Kind) -> Option<Known> {
         let own = match kind {
-            Kind::Record | Kind::Domain | Kind::Settings => {
-                let crd = api::crds().into_iter().find(|crd| crd.spec.names.kind == kind.name())?;
-                Some(api::schema_of(&crd))
-            }
+            Kind::Record | Kind::Domain | Kind::Settings => Some(api::schema_of(&api::crd_of(kind.name())?)),
             _ => None,
         };
         let rules = own.as_ref().map(Rules::new);

@@ -47,6 +47,7 @@ pub(super) struct DomainDraft {
     pub(super) spec: api::RpopDomainSpec,
     pub(super) place: Place,
     pub(super) delivery: Position,
+    pub(super) outgoing: Position,
     pub(super) aliases: Position,
     pub(super) postmaster: Position,
 }
@@ -132,21 +133,7 @@ impl Loader {
             }
             Ok(text) => {
                 let text = Zeroizing::new(text);
-                let bare = text.strip_prefix('\u{feff}').unwrap_or(&text);
-                yaml::read(bare, |document| match document {
-                    Ok(node) => self.object(file, &node),
-                    Err(fault) => {
-                        self.broken_files.insert(file);
-                        let place = Place { file, at: fault.at };
-                        self.report(
-                            place,
-                            Severity::Error,
-                            None,
-                            String::new(),
-                            format!("not valid YAML: {}", fault.message),
-                        );
-                    }
-                });
+                self.stream(file, &text);
             }
         }
         if self.secrets.len() > before && files::world_readable(path) {
@@ -155,6 +142,31 @@ impl Loader {
             let place = Place { file, at: Position::default() };
             self.report(place, Severity::Note, None, String::new(), message);
         }
+    }
+
+    /// Forgets all objects, so that the next one is no duplicate.
+    #[cfg(test)]
+    pub(super) fn forget(&mut self) {
+        self.seen.clear();
+        self.drafts.clear();
+        self.problems.clear();
+    }
+
+    /// Reads the documents of a file.
+    pub(super) fn stream(&mut self, file: u32, text: &str) {
+        let bare = text.strip_prefix('\u{feff}').unwrap_or(text);
+        yaml::read(bare, |document| match document {
+            Ok(node) => {
+                self.object(file, &node);
+                node.wipe();
+            }
+            Err(fault) => {
+                self.broken_files.insert(file);
+                let place = Place { file, at: fault.at };
+                let message = format!("not valid YAML: {}", fault.message);
+                self.report(place, Severity::Error, None, String::new(), message);
+            }
+        });
     }
 
     /// Adds a finding.
@@ -186,21 +198,25 @@ impl Loader {
             return self.report(Place { file, at: node.at }, Severity::Error, None, String::new(), message);
         };
         let kind = match kind_of(node) {
-            Ok(kind) => kind,
+            Ok(Some(kind)) => kind,
+            Ok(None) => {
+                let kind = node.get("kind").and_then(Node::text).unwrap_or("");
+                let all = Kind::ALL.map(Kind::name).join(", ");
+                let message = format!("a {} is left out: RPOP reads {all}", escape(kind));
+                let place = Place { file, at: node.locate("kind") };
+                return self.report(place, Severity::Warning, None, String::new(), message);
+            }
             Err((at, message)) => {
                 self.broken_files.insert(file);
                 return self.report(Place { file, at }, Severity::Error, None, String::new(), message);
             }
         };
         if kind == Kind::List {
-            match node.get("items").map(|items| &items.value) {
-                Some(Value::List(items)) => items.iter().for_each(|item| self.object(file, item)),
-                _ => {
-                    let message = "a List needs items".into();
-                    self.report(Place { file, at: node.at }, Severity::Error, None, "List".into(), message);
-                }
+            if let Some(Value::List(items)) = node.get("items").map(|items| &items.value) {
+                return items.iter().for_each(|item| self.object(file, item));
             }
-            return;
+            let message = "a List needs items".into();
+            return self.report(Place { file, at: node.at }, Severity::Error, None, "List".into(), message);
         }
         let metadata = |key| node.get("metadata").and_then(|metadata| metadata.get(key)).and_then(Node::text);
         let subject = Subject {
@@ -370,6 +386,7 @@ impl Loader {
                 spec,
                 place: Place { file, at: node.locate("metadata.name") },
                 delivery: node.locate("spec.delivery"),
+                outgoing: node.locate("spec.useForOutgoing"),
                 aliases: node.locate("spec.aliases"),
                 postmaster: node.locate("spec.postmaster"),
             }),
@@ -453,7 +470,9 @@ fn typed<T: serde::de::DeserializeOwned>(node: &Node) -> Result<T, String> {
     serde_json::from_value(spec).map_err(|error| error.to_string())
 }
 
-fn kind_of(node: &Node) -> Result<Kind, (Position, String)> {
+/// The kind of an object; nothing for what is clearly somebody else's, as a
+/// folder of manifests for a cluster holds other things too.
+fn kind_of(node: &Node) -> Result<Option<Kind>, (Position, String)> {
     let field = |name: &str| match node.get(name) {
         None => Err((node.at, format!("`{name}` is missing: an object begins with apiVersion and kind"))),
         Some(value) => value.text().ok_or_else(|| (node.locate(name), format!("`{name}` must be text"))),
@@ -462,12 +481,13 @@ fn kind_of(node: &Node) -> Result<Kind, (Position, String)> {
     let version = field("apiVersion")?;
     let Some(known) = Kind::ALL.into_iter().find(|known| known.name() == kind) else {
         let names = Kind::ALL.into_iter().map(Kind::name);
-        let message = match suggest(kind, names.clone()) {
-            Some(close) => format!("unknown kind `{}`: did you mean `{close}`?", escape(kind)),
-            None => {
-                let all = names.collect::<Vec<_>>().join(", ");
-                format!("unknown kind `{}`: RPOP reads {all}", escape(kind))
-            }
+        let message = if let Some(close) = suggest(kind, names.clone()) {
+            format!("unknown kind `{}`: did you mean `{close}`?", escape(kind))
+        } else if version.starts_with(api::GROUP) {
+            let all = names.collect::<Vec<_>>().join(", ");
+            format!("unknown kind `{}`: RPOP reads {all}", escape(kind))
+        } else {
+            return Ok(None);
         };
         return Err((node.locate("kind"), message));
     };
@@ -476,7 +496,7 @@ fn kind_of(node: &Node) -> Result<Kind, (Position, String)> {
             format!("unknown apiVersion `{}` for {kind}: write {}", escape(version), known.api_version());
         return Err((node.locate("apiVersion"), message));
     }
-    Ok(known)
+    Ok(Some(known))
 }
 
 /// What Kubernetes demands of names (RFC 1123); files and folders are named

@@ -22,7 +22,6 @@ mod tests;
 mod yaml;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -146,23 +145,22 @@ impl Configuration {
     /// All findings as a compiler would print them, and a last line that
     /// counts them.
     pub fn report(&self) -> String {
-        let mut text = String::new();
-        for finding in &self.diagnostics {
-            let _ = writeln!(text, "{finding}");
-        }
         let count = |severity| self.diagnostics.iter().filter(|finding| finding.severity == severity).count();
         let number = |count: usize, what: &str| match count {
             1 => format!("1 {what}"),
             count => format!("{count} {what}s"),
         };
+        let mut text: String =
+            self.diagnostics.iter().flat_map(|finding| [finding.to_string(), "\n".into()]).collect();
+        text.push_str(&number(self.records.len(), "record"));
+        text.push_str(" in ");
+        text.push_str(&number(self.files.len(), "file"));
         let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-        let _ =
-            write!(text, "{} in {}", number(self.records.len(), "record"), number(self.files.len(), "file"));
-        if errors > 0 {
-            let _ = write!(text, ", {}", number(errors, "error"));
-        }
-        if warnings > 0 {
-            let _ = write!(text, ", {}", number(warnings, "warning"));
+        for (count, what) in [(errors, "error"), (warnings, "warning")] {
+            if count > 0 {
+                text.push_str(", ");
+                text.push_str(&number(count, what));
+            }
         }
         if errors + warnings == 0 {
             text.push_str(", nothing is wrong");

@@ -2,8 +2,11 @@
 //! Secrets.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::Path;
 use std::sync::Arc;
+
+use zeroize::Zeroizing;
 
 use super::build;
 use super::diagnostic::{Diagnostic, Severity};
@@ -50,6 +53,7 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
             );
         }
     }
+    rivals(&mut loader);
     let mut records = Vec::with_capacity(loader.drafts.len());
     for mut draft in std::mem::take(&mut loader.drafts) {
         let key = draft.item.key.clone();
@@ -156,6 +160,12 @@ fn domain(loader: &mut Loader, draft: &DomainDraft, secrets: &MemorySecrets) -> 
             return None;
         }
     };
+    if draft.spec.use_for_outgoing {
+        let message =
+            "useForOutgoing has no effect: useDomainAddresses is not supported by this version yet".into();
+        let place = Place { at: draft.outgoing, ..draft.place };
+        loader.report(place, Severity::Warning, None, subject("spec.useForOutgoing"), message);
+    }
     let mut problem = None;
     for host in destination.smtp.iter().chain(&destination.lmtp) {
         let password = host.auth.iter().map(|(_, at)| check_password(secrets, at));
@@ -286,36 +296,73 @@ fn missing(secrets: &MemorySecrets, at: &SecretRef, message: String) -> String {
     }
 }
 
+/// Two records of one maildrop are well only if neither takes mail away from
+/// the other.
+fn rivals(loader: &mut Loader) {
+    let mut seen: HashMap<_, usize> = HashMap::new();
+    let mut found = Vec::new();
+    for (at, draft) in loader.drafts.iter().enumerate() {
+        let remote = &draft.item.remote;
+        match seen.entry((&remote.host, remote.port, &remote.account)) {
+            Entry::Vacant(place) => {
+                place.insert(at);
+            }
+            Entry::Occupied(first) => {
+                let first = &loader.drafts[*first.get()].item;
+                if first.interval.is_some()
+                    && draft.item.interval.is_some()
+                    && !(first.leave && draft.item.leave)
+                {
+                    found.push((at, first.key.clone()));
+                }
+            }
+        }
+    }
+    drop(seen);
+    for (at, first) in found {
+        let draft = &loader.drafts[at];
+        let (key, place) = (draft.item.key.clone(), Place { file: draft.file, at: draft.account });
+        let message = format!(
+            "this is the maildrop of {first} too, and what one of them deletes the other does not get: write leave: true in both, or remove one"
+        );
+        loader.report(
+            place,
+            Severity::Warning,
+            Some(&key),
+            format!("RpopRecord {key}: spec.remote"),
+            message,
+        );
+    }
+}
+
 /// Reads the lines that findings point at. Lines of Secrets are not shown,
 /// and of an unknown field only its name: somebody may have put a password
 /// there.
 fn excerpts(findings: &mut [Diagnostic]) {
-    let mut last: Option<(Arc<Path>, Vec<String>)> = None;
+    let mut last: Option<Lines> = None;
     for finding in findings {
         let hide = finding.length & HIDE != 0;
         finding.length &= !HIDE;
         if finding.line == 0 {
             continue;
         }
-        if last.as_ref().is_none_or(|(file, _)| *file != finding.file) {
-            let lines = match files::text(&finding.file) {
-                Ok(text) => text.lines().map(str::to_owned).collect(),
-                Err(_) => Vec::new(),
-            };
-            last = Some((Arc::clone(&finding.file), lines));
+        if last.as_ref().is_none_or(|lines| lines.file != finding.file) {
+            last = Some(Lines::of(&finding.file));
         }
-        let Some((_, lines)) = &last else { continue };
+        let Some(lines) = &last else { continue };
+        let line = usize::try_from(finding.line).ok().and_then(|line| lines.get(line - 1));
         // Where the YAML itself is broken nobody knows whose line it is.
         let secret = finding.subject.starts_with("Secret ")
-            || (finding.subject.is_empty() && lines.iter().any(|line| line.contains("Secret")));
-        let line = usize::try_from(finding.line).ok().and_then(|line| lines.get(line - 1));
+            || (finding.subject.is_empty()
+                && (lines.hold_secrets()
+                    || line.is_some_and(|line| line.to_ascii_lowercase().contains("pass"))));
         if let (Some(line), false) = (line, secret) {
-            let shown =
-                if hide { finding.column.saturating_sub(1).saturating_add(finding.length) } else { 160 };
+            let end = finding.column.saturating_sub(1).saturating_add(finding.length);
+            let shown = if hide { end.min(160) } else { 160 };
             let mut excerpt: String = line
                 .trim_end()
                 .chars()
-                .take(shown.min(160) as usize)
+                .take(usize::try_from(shown).unwrap_or(0))
                 .map(|c| if c.is_control() { ' ' } else { c })
                 .collect();
             if hide {
@@ -323,5 +370,35 @@ fn excerpts(findings: &mut [Diagnostic]) {
             }
             finding.excerpt = Some(excerpt.into());
         }
+    }
+}
+
+/// A file's text, and where its lines end.
+struct Lines {
+    file: Arc<Path>,
+    text: Zeroizing<String>,
+    ends: Vec<usize>,
+}
+
+impl Lines {
+    fn of(file: &Arc<Path>) -> Self {
+        let text = files::text(file).unwrap_or_default();
+        let mut ends: Vec<usize> = memchr::memchr_iter(b'\n', text.as_bytes()).collect();
+        ends.push(text.len());
+        Self { file: Arc::clone(file), text: Zeroizing::new(text), ends }
+    }
+
+    /// Whether any object in it may be a Secret, however it is written.
+    fn hold_secrets(&self) -> bool {
+        self.text.match_indices("Secret").any(|(at, _)| {
+            let before = self.text.get(..at).unwrap_or("");
+            before.trim_end_matches([' ', ':', '"', '\'', '\n', '\r', '\t']).ends_with("kind")
+        })
+    }
+
+    fn get(&self, line: usize) -> Option<&str> {
+        let start = if line == 0 { 0 } else { self.ends.get(line - 1)? + 1 };
+        let text = self.text.get(start..*self.ends.get(line)?)?;
+        Some(if line == 0 { text.strip_prefix('\u{feff}').unwrap_or(text) } else { text })
     }
 }

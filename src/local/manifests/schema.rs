@@ -122,6 +122,11 @@ impl<'a> Check<'a> {
         if let Some(close) = suggest(key, known.iter().copied()) {
             return format!("unknown field `{shown}`: did you mean `{close}`?");
         }
+        let called =
+            ELSEWHERE_CALLED.iter().find(|(words, _)| words.contains(&key.to_ascii_lowercase().as_str()));
+        if let Some((_, ours)) = called.filter(|(_, ours)| known.contains(ours)) {
+            return format!("unknown field `{shown}`: here it is called `{ours}`");
+        }
         let mut places = Vec::new();
         elsewhere(self.root, key, "", &mut places);
         places
@@ -209,7 +214,14 @@ impl<'a> Check<'a> {
 
 fn wrong_type(schema: &Json, wanted: &str, name: &str, node: &Node) -> String {
     let found = kind(node);
+    let duration = schema
+        .get("x-kubernetes-validations")
+        .and_then(|rules| rules.get(0)?.get("message")?.as_str())
+        .filter(|message| message.starts_with("write a duration"));
     match (wanted, &node.value) {
+        ("string", Value::Int(_)) if let Some(message) = duration => {
+            format!("text, found {found}: {message}")
+        }
         ("string", Value::Int(value)) => format!("text, found {found}: put it in quotes: \"{value}\""),
         ("string", Value::Bool(_) | Value::Float(_)) => format!("text, found {found}: put it in quotes"),
         ("string", _) => format!("text, found {found}"),
@@ -261,6 +273,21 @@ fn kind(node: &Node) -> String {
         Value::Map(_) => "a mapping".into(),
     }
 }
+
+/// What other programs call our fields. Only for suggestions: which fields
+/// there are, the schema says.
+const ELSEWHERE_CALLED: &[(&[&str], &str)] = &[
+    (&["user", "username", "login"], "account"),
+    (&["server", "hostname", "via"], "host"),
+    (&["ssl", "starttls", "sslproto"], "tls"),
+    (&["interval", "every", "daemon", "schedule", "poll"], "pollEvery"),
+    (&["keep", "nokeep", "leaveonserver"], "leave"),
+    (&["folder"], "mailbox"),
+    (&["secretref", "secret", "secretkeyref"], "passwordSecretRef"),
+    (&["fingerprint", "sslfingerprint", "sha256"], "pinSha256"),
+    (&["delete_after", "deleteafter"], "keepForDays"),
+    (&["protocol"], "mode"),
+];
 
 /// Where in the schema a property of this name is.
 fn elsewhere(schema: &Json, key: &str, path: &str, places: &mut Vec<String>) {

@@ -1,3 +1,5 @@
+mod live;
+
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -103,7 +105,7 @@ fn a_complete_record_becomes_a_work_item() {
     assert_eq!(item.account.as_str(), "alice@example.com");
     assert_eq!((&*item.remote.host, item.remote.port), ("pop.isp.example", 110));
     assert_eq!(item.remote.tls.mode, TlsMode::StartTls);
-    assert_eq!(item.interval, Some(Duration::from_secs(5400)));
+    assert_eq!(item.interval, Some(Duration::from_mins(90)));
     assert_eq!(item.keep_for_days, Some(30));
     assert_eq!(item.limits.message_size, Some(50 << 20));
     assert_eq!(item.on_reject, OnReject::Postmaster);
@@ -120,6 +122,33 @@ fn a_typo_is_reported_with_its_place_and_what_was_meant() {
     assert!(report.contains("record.yaml:7:3\n"), "{report}");
     assert!(report.contains("7 |   pollevery: …\n  |   ^^^^^^^^^\n"), "{report}");
     assert_eq!(read.problems.len(), 1);
+}
+
+#[test]
+fn what_other_programs_call_it_is_translated() {
+    let text = record(&REMOTE.replace("account: a77", "user: a77"));
+    let read = load(&[("d.yaml", DOMAIN), ("r.yaml", &text), ("s.yaml", SECRET)]);
+    let all = errors(&read).join("\n");
+    assert!(all.contains("unknown field `user`: here it is called `account`"), "{all}");
+}
+
+#[test]
+fn broken_yaml_comes_with_a_remedy() {
+    for (text, line, remedy) in [
+        ("a:\n\tb: 1\n", 2, "indent with spaces"),
+        ("a: *b\n", 1, "begins with * must be in quotes"),
+        ("a: @b\n", 1, "begins with @, % or ` must be in quotes"),
+        ("a:\n  b: 1\n c: 2\n", 3, "indented alike"),
+        ("a: 1\nb\nc: 2\n", 2, "a colon and a space are missing"),
+        ("a: b: c\n", 1, "must be in quotes"),
+        ("a: \"b\n", 1, "end the value with the quote that it begins with"),
+    ] {
+        let read = load(&[("x.yaml", text)]);
+        let error = only_error(&read);
+        assert!(error.contains(remedy), "{text}: {error}");
+        assert!(read.diagnostics[0].excerpt.is_some(), "{text}");
+        assert_eq!(read.diagnostics[0].line, line, "{text}: {error}");
+    }
 }
 
 #[test]
@@ -335,7 +364,7 @@ fn a_record_without_its_domain_says_which_one_is_missing() {
 fn unknown_kinds_and_versions() {
     for (from, to, message) in [
         ("kind: RpopDomain", "kind: RpopDomian", "did you mean `RpopDomain`?"),
-        ("kind: RpopDomain", "kind: Deployment", "unknown kind `Deployment`: RPOP reads RpopRecord"),
+        ("kind: RpopDomain", "kind: Mailbox", "unknown kind `Mailbox`: RPOP reads RpopRecord"),
         (
             "rpop.dev/v1alpha1",
             "rpop.dev/v1",
@@ -346,6 +375,14 @@ fn unknown_kinds_and_versions() {
         let error = only_error(&load(&[("d.yaml", &DOMAIN.replace(from, to))]));
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn what_belongs_to_others_is_left_out_with_a_warning() {
+    let other = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n";
+    let read = load(&[("d.yaml", DOMAIN), ("x.yaml", other)]);
+    assert!(!read.has_errors());
+    assert!(read.report().contains("warning: a Deployment is left out"), "{}", read.report());
 }
 
 #[test]
@@ -391,7 +428,7 @@ fn hostile_files_are_bounded() {
     for level in 1..12 {
         let before = level - 1;
         let aliases = vec![format!("*a{before}"); 10].join(", ");
-        laughs.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
+        laughs = format!("{laughs}a{level}: &a{level} [{aliases}]\n");
     }
     assert!(only_error(&load(&[("x.yaml", &laughs)])).contains("aliases make this document larger"));
     let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
@@ -431,7 +468,11 @@ fn never_leaves_a_record_out_with_a_note() {
 #[test]
 fn types_are_explained() {
     for (lines, message) in [
-        ("pollEvery: 300\n", "`pollEvery` must be text, found the number 300: put it in quotes: \"300\""),
+        (
+            "pollEvery: 300\n",
+            "`pollEvery` must be text, found the number 300: write a duration of at least 10s",
+        ),
+        ("mailbox: 2024\n", "`mailbox` must be text, found the number 2024: put it in quotes: \"2024\""),
         ("leave: 'true'\n", "`leave` must be true or false, found text"),
         ("keepForDays: '3'\nleave: true\n", "`keepForDays` must be a number: remove the quotes"),
         ("keepForDays: 0\nleave: true\n", "`keepForDays` cannot be 0: write a number from 1 to 36500"),
@@ -487,12 +528,12 @@ spec:
     assert!(!read.has_errors(), "{}", read.report());
     let settings = &read.settings;
     assert_eq!((settings.processors, settings.host_connections), (0, 3));
-    assert_eq!(settings.delay_failed_hosts, Duration::from_secs(60));
-    assert_eq!(settings.delay_failed_accounts, Duration::from_secs(600));
+    assert_eq!(settings.delay_failed_hosts, Duration::from_mins(1));
+    assert_eq!(settings.delay_failed_accounts, Duration::from_mins(10));
     assert_eq!(settings.checkpoint.messages, 5);
     assert_eq!(settings.checkpoint.every, Duration::from_secs(5));
-    assert_eq!(settings.timeouts.after_dot, Duration::from_secs(120));
-    assert_eq!(settings.timeouts.reply, Duration::from_secs(60));
+    assert_eq!(settings.timeouts.after_dot, Duration::from_mins(2));
+    assert_eq!(settings.timeouts.reply, Duration::from_mins(1));
     assert_eq!(settings.deny_networks.len(), 2);
     assert_eq!(&*settings.own_addresses[1], "mail.example.com");
     assert_eq!(read.records[0].source_address, Some("192.0.2.7".parse().unwrap()));
@@ -511,100 +552,23 @@ spec:
     }
 }
 
-#[tokio::test]
-async fn secrets_are_read_and_exchanged_as_a_whole() {
-    let folder = Folder::of(&[("d.yaml", DOMAIN), ("r.yaml", &record(REMOTE)), ("s.yaml", SECRET)]);
-    let first = folder.load();
-    let in_use = first.secrets.clone();
-    let at = &first.records[0].remote.password;
-    assert_eq!(in_use.get(at).await.unwrap().as_slice(), b"hunter2");
-    folder.write("s.yaml", SECRET.replace("hunter2", "hunter3").as_bytes());
-    let second = folder.load();
-    assert_eq!(first.records, second.records);
-    assert!(in_use.differs(&second.secrets, &second.records[0]));
-    in_use.replace(&second.secrets);
-    assert_eq!(in_use.get(at).await.unwrap().as_slice(), b"hunter3");
-    assert!(!in_use.differs(&second.secrets, &second.records[0]));
-    let absent = SecretRef { kind: SecretKind::ConfigMap, ..at.clone() };
-    assert_eq!(in_use.get(&absent).await.unwrap_err().to_string(), "there is no ConfigMap mail/isp");
+#[test]
+fn two_records_of_one_maildrop_are_warned_of_unless_both_leave_the_mail() {
+    for (lines, warnings) in [("leave: true\n", 0), ("leave: false\n", 1)] {
+        let text = record(&format!("{REMOTE}{lines}"));
+        let other = text.replace("name: isp,", "name: other,");
+        let read = load(&[("d.yaml", DOMAIN), ("a.yaml", &text), ("b.yaml", &other), ("s.yaml", SECRET)]);
+        let found: Vec<_> =
+            read.diagnostics.iter().filter(|finding| finding.severity == Severity::Warning).collect();
+        assert_eq!(found.len(), warnings, "{}", read.report());
+        assert!(found.iter().all(|finding| finding.message.contains("the maildrop of mail/isp too")));
+    }
 }
 
 #[test]
-fn an_edit_that_cannot_be_read_leaves_in_force_what_was() {
-    let good = record(REMOTE);
-    let other = good.replace("name: isp,", "name: other,");
-    let folder = Folder::of(&[("d.yaml", DOMAIN), ("r.yaml", &good), ("o.yaml", &other), ("s.yaml", SECRET)]);
-    let before = folder.load();
-    assert_eq!(before.records.len(), 2);
-    for (file, text) in [
-        ("r.yaml", good.replace("account", "acount")),
-        ("r.yaml", good.replace("spec:", "spec: [")),
-        ("r.yaml", "\u{0}".into()),
-        ("d.yaml", DOMAIN.replace("delivery", "delivry")),
-        ("d.yaml", DOMAIN.replace("smtp: {host", "smtp: [host")),
-        ("s.yaml", SECRET.replace("stringData: {", "stringData: [")),
-    ] {
-        folder.write("d.yaml", DOMAIN.as_bytes());
-        folder.write("r.yaml", good.as_bytes());
-        folder.write("s.yaml", SECRET.as_bytes());
-        folder.write(file, text.as_bytes());
-        let mut now = folder.load();
-        assert!(now.has_errors(), "{text}");
-        now.keep_from(&before);
-        assert_eq!(now.records, before.records, "{text}\n{}", now.report());
-        // And once more, from what was kept.
-        let mut later = folder.load();
-        later.keep_from(&now);
-        assert_eq!(later.records, before.records, "{text}");
-    }
-    folder.write("s.yaml", SECRET.as_bytes());
-    fs::remove_file(folder.path().join("r.yaml")).unwrap();
-    let mut now = folder.load();
-    now.keep_from(&before);
-    assert_eq!(now.records.len(), 1);
-    fs::remove_file(folder.path().join("s.yaml")).unwrap();
-    let mut now = folder.load();
-    now.keep_from(&before);
-    assert_eq!((now.records.len(), now.problems.len()), (0, 1));
-}
-
-#[tokio::test(start_paused = true)]
-async fn changes_are_noticed_once_they_have_settled() {
+fn a_file_that_is_named_twice_is_read_once() {
     let folder = Folder::of(&[("d.yaml", DOMAIN)]);
-    let mut watcher = Watcher::new(vec![folder.path()], Duration::from_secs(2));
-    let quiet = tokio::time::timeout(Duration::from_secs(60), watcher.changed()).await;
-    assert!(quiet.is_err());
-    folder.write("r.yaml", b"# new");
-    tokio::time::timeout(Duration::from_secs(60), watcher.changed()).await.unwrap();
-    // A mounted ConfigMap changes by a link that is replaced.
-    let path = folder.path();
-    folder.write(".a/x.yaml", b"# a");
-    folder.write(".b/x.yaml", b"# b");
-    std::os::unix::fs::symlink(".a", path.join("..data")).unwrap();
-    std::os::unix::fs::symlink("..data/x.yaml", path.join("x.yaml")).unwrap();
-    tokio::time::timeout(Duration::from_secs(60), watcher.changed()).await.unwrap();
-    std::os::unix::fs::symlink(".b", path.join("..new")).unwrap();
-    fs::rename(path.join("..new"), path.join("..data")).unwrap();
-    tokio::time::timeout(Duration::from_secs(60), watcher.changed()).await.unwrap();
-    fs::remove_file(path.join("r.yaml")).unwrap();
-    tokio::time::timeout(Duration::from_secs(60), watcher.changed()).await.unwrap();
-}
-
-#[test]
-#[ignore = "a measurement"]
-fn ten_thousand_records() {
-    let mut text = String::from(DOMAIN);
-    for n in 0..2_000 {
-        text.push_str("---\n");
-        text.push_str(
-            &record(REMOTE)
-                .replace("name: isp,", &format!("name: isp{n},"))
-                .replace("{name: isp}", "{name: isp, key: password}"),
-        );
-    }
-    let folder = Folder::of(&[("all.yaml", &text), ("s.yaml", SECRET)]);
-    let started = std::time::SystemTime::now();
-    let read = folder.load();
-    println!("{} records, {:?}", read.records.len(), started.elapsed());
-    println!("WorkItem {}", std::mem::size_of::<WorkItem>());
+    let read = Configuration::load(&[folder.path(), folder.path().join("d.yaml")]).unwrap();
+    assert!(!read.has_errors(), "{}", read.report());
+    assert_eq!(read.files.len(), 1);
 }

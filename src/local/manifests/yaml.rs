@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 use serde_json::Value as Json;
+use zeroize::Zeroize as _;
 
 /// Nodes that aliases may add to one document.
 const ALIAS_BUDGET: usize = 100_000;
@@ -128,6 +129,19 @@ impl Node {
         }
     }
 
+    /// Overwrites all text: it may have been passwords.
+    pub(super) fn wipe(mut self) {
+        fn visit(node: &mut Node) {
+            match &mut node.value {
+                Value::Text(text) => text.zeroize(),
+                Value::List(items) => items.iter_mut().for_each(visit),
+                Value::Map(entries) => entries.iter_mut().for_each(|entry| visit(&mut entry.node)),
+                _ => {}
+            }
+        }
+        visit(&mut self);
+    }
+
     fn count(&self) -> usize {
         1 + match &self.value {
             Value::List(items) => items.iter().map(Self::count).sum(),
@@ -152,7 +166,7 @@ pub(super) fn read(text: &str, mut each: impl FnMut(Result<Node, Fault>)) {
             Err(error) => {
                 let mark = error.marker();
                 let at = Position { line: number(mark.line()), column: number(mark.col() + 1), length: 1 };
-                Err(Fault { at, message: error.info() })
+                Err(Fault { at, message: remedy(&error.info()) })
             }
         };
         match step {
@@ -165,10 +179,29 @@ pub(super) fn read(text: &str, mut each: impl FnMut(Result<Node, Fault>)) {
                 match parser.proceed_next_document() {
                     Ok(true) => {}
                     Ok(false) => return,
-                    Err(error) => return each(Err(Fault { at, message: error.info() })),
+                    Err(error) => return each(Err(Fault { at, message: remedy(&error.info()) })),
                 }
             }
         }
+    }
+}
+
+/// The parser's words, and what helps against the mistakes that are made most.
+fn remedy(message: &str) -> String {
+    const REMEDIES: &[(&str, &str)] = &[
+        ("tab", "indent with spaces"),
+        ("unknown anchor", "a value that begins with * must be in quotes"),
+        ("unexpected character", "a value that begins with @, % or ` must be in quotes"),
+        ("expected key", "look whether this line and the one above are indented alike"),
+        ("expected ':'", "a colon and a space are missing behind a name, or a quote is not closed"),
+        ("mapping values are not allowed", "a value that holds a colon and a space must be in quotes"),
+        ("unclosed quote", "end the value with the quote that it begins with"),
+    ];
+    // A character that it cites may be the first of a password.
+    let message = message.split(": `").next().unwrap_or(message);
+    match REMEDIES.iter().find(|(part, _)| message.contains(part)) {
+        Some((_, remedy)) => format!("{message}: {remedy}"),
+        None => message.to_owned(),
     }
 }
 
@@ -264,34 +297,37 @@ impl Builder {
         match self.open.last_mut().map(|open| &mut open.kind) {
             None => self.root = Some(node),
             Some(Kind::List(items)) => items.push(node),
-            Some(Kind::Map(entries, pending)) => match pending.take() {
-                Some((key, key_at)) => entries.push(Entry { key, key_at, node }),
-                None => {
-                    let key = match node.value {
-                        Value::Text(text) => text,
-                        Value::Null => String::new(),
-                        Value::Bool(value) => value.to_string(),
-                        Value::Int(value) => value.to_string(),
-                        Value::Float(value) => value.to_string(),
-                        Value::List(_) | Value::Map(_) => {
-                            return Err(Fault { at: node.at, message: "a key must be a plain word".into() });
-                        }
-                    };
-                    if let Some(first) = entries.iter().find(|entry| entry.key == key && key != "<<") {
-                        return Err(Fault {
-                            at: node.at,
-                            message: format!(
-                                "`{}` is written twice; first on line {}",
-                                escape(&key),
-                                first.key_at.line
-                            ),
-                        });
-                    }
-                    *pending = Some((key, node.at));
+            Some(Kind::Map(entries, pending)) => {
+                if let Some((key, key_at)) = pending.take() {
+                    entries.push(Entry { key, key_at, node });
+                } else {
+                    *pending = Some((key_of(entries, &node)?, node.at));
                 }
-            },
+            }
         }
         Ok(())
+    }
+}
+
+/// The text of a key that is new to the mapping.
+fn key_of(entries: &[Entry], node: &Node) -> Result<String, Fault> {
+    let key = match &node.value {
+        Value::Text(text) => text.clone(),
+        Value::Null => String::new(),
+        Value::Bool(value) => value.to_string(),
+        Value::Int(value) => value.to_string(),
+        Value::Float(value) => value.to_string(),
+        Value::List(_) | Value::Map(_) => {
+            return Err(Fault { at: node.at, message: "a key must be a plain word".into() });
+        }
+    };
+    match entries.iter().find(|entry| entry.key == key && key != "<<") {
+        None => Ok(key),
+        Some(first) => {
+            let line = first.key_at.line;
+            let message = format!("`{}` is written twice; first on line {line}", escape(&key));
+            Err(Fault { at: node.at, message })
+        }
     }
 }
 

@@ -181,3 +181,15 @@ async fn questions_go_ahead_where_pipelining_is_announced() {
     assert!(!client.unsolicited());
     server.await.unwrap();
 }
+
+#[tokio::test]
+async fn sessions_may_move_between_threads() {
+    fn is_send<T: Send>(_: T) {}
+    let (mut client, _server) = client([]).await;
+    let mut seen = 0;
+    is_send(client.event());
+    is_send(client.uidl(|_, _| seen += 1));
+    is_send(client.capabilities());
+    is_send(client.quiet(Duration::ZERO));
+    is_send(client.start_tls());
+}

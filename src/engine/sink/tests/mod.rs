@@ -136,8 +136,13 @@ impl Fake {
     }
 
     async fn serve(self, stream: DuplexStream, connection: usize) {
-        let mut serving =
-            Serving { fake: self.clone(), connection, stream: BufReader::new(stream), open: None };
+        let mut serving = Serving {
+            fake: self.clone(),
+            connection,
+            stream: BufReader::new(stream),
+            open: None,
+            lmtp: false,
+        };
         serving.run().await;
         self.state().open -= 1;
     }
@@ -195,6 +200,7 @@ struct Serving {
     connection: usize,
     stream: BufReader<DuplexStream>,
     open: Option<Taken>,
+    lmtp: bool,
 }
 
 impl Serving {
@@ -226,6 +232,7 @@ impl Serving {
             let verb = command.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
             match verb.as_str() {
                 "EHLO" | "LHLO" => {
+                    self.lmtp = verb == "LHLO";
                     let announces = self.fake.state().announces.clone();
                     let mut text = String::from("250-fake");
                     for keyword in announces {
@@ -332,7 +339,7 @@ impl Serving {
         }
         let mut open = self.open.take()?;
         open.body = body;
-        let lmtp = !self.fake.commands("LHLO").is_empty();
+        let lmtp = self.lmtp;
         let asked: Vec<_> = if lmtp { open.to.clone() } else { vec![String::new()] };
         let mut refused = Vec::new();
         for to in &asked {
