@@ -106,6 +106,8 @@ pub struct Summary {
     pub failed: u64,
     /// Messages that were refused, set aside or deferred.
     pub refused: u64,
+    /// A signal ended it, perhaps before all was done.
+    pub ended_early: bool,
 }
 
 /// What a run works with.
@@ -275,6 +277,7 @@ impl<P: Poller> Run<P> {
         }
         self.give_up_rest();
         self.beat();
+        self.summary.ended_early = self.stage != Stage::Running;
         self.summary
     }
 
@@ -502,7 +505,7 @@ impl<P: Poller> Run<P> {
             return;
         }
         let status = self.past.remove(&key).unwrap_or_default();
-        let past = past(&status, self.once);
+        let past = past(&status, self.once, self.settings.delay_failed_accounts);
         // One that comes back while its poll is still ending is mended, too.
         self.scheduler.put(&timing, past, true, now);
         self.records.insert(key, Record { item, status, told: None });
