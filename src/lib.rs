@@ -34,5 +34,6 @@ pub mod local;
 pub mod message;
 pub mod net;
 pub mod pop3;
+pub mod shutdown;
 pub mod smtp;
 pub mod telemetry;

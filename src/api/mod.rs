@@ -1,1 +1,112 @@
-//! api
+//! The custom resources of the group `rpop.dev`: types, validation rules and
+//! the CRDs that are generated from them.
+//!
+//! The doc comments of the fields are what `kubectl explain` and
+//! `docs/reference` show, so they are written for the users of the resources.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+use serde_json::Value;
+
+// The derive copies each struct into a function, `pub` included; columns repeat
+// their types, and switches are what users know them as.
+#[allow(unreachable_pub)]
+mod common;
+#[allow(unreachable_pub, clippy::duplicated_attributes)]
+mod domain;
+mod duration;
+mod quantity;
+#[allow(unreachable_pub, clippy::duplicated_attributes, clippy::struct_excessive_bools)]
+mod record;
+pub mod reference;
+#[allow(unreachable_pub, clippy::duplicated_attributes)]
+mod settings;
+#[allow(unreachable_pub)]
+mod status;
+
+pub use common::{CaKind, CaRef, DeliveryAuth, KeyRef, NameRef};
+pub use domain::{
+    AccountsFor, Delivery, DeliveryTls, DeliveryTlsMode, LmtpDelivery, MaildirDelivery, RpopDomain,
+    RpopDomainSpec, SmtpDelivery, WithoutDsn,
+};
+pub use duration::{Duration, DurationError, PollEvery};
+pub use quantity::{Quantity, QuantityError};
+pub use record::{
+    Auth, Limits, OAuth2, OnReject, OnUidChange, Remote, RpopRecord, RpopRecordSpec, Tls, TlsMode,
+};
+pub use settings::{
+    ActivitySchedule, ActivityWindow, Checkpoint, Day, LogLevel, RemoteNetworks, RpopSettings,
+    RpopSettingsSpec, Timeouts,
+};
+pub use status::{Counters, LastError, RpopDomainStatus, RpopRecordStatus, RpopSettingsStatus};
+
+/// The API group.
+pub const GROUP: &str = "rpop.dev";
+/// The version that this build reads and writes.
+pub const VERSION: &str = "v1alpha1";
+/// `group/version`, as in `apiVersion`.
+pub const API_VERSION: &str = "rpop.dev/v1alpha1";
+
+/// The CRDs, in the order in which they are best applied.
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    [RpopDomain::crd(), RpopRecord::crd(), RpopSettings::crd()].into_iter().map(without_nullable).collect()
+}
+
+/// The CRD of a kind of ours.
+pub(crate) fn crd_of(kind: &str) -> Option<CustomResourceDefinition> {
+    let crd = match kind {
+        "RpopRecord" => RpopRecord::crd(),
+        "RpopDomain" => RpopDomain::crd(),
+        "RpopSettings" => RpopSettings::crd(),
+        _ => return None,
+    };
+    Some(without_nullable(crd))
+}
+
+/// One CRD as YAML, the content of its file under `crds/`.
+///
+/// # Panics
+/// Never: a CRD always has a YAML form.
+pub fn crd_yaml(crd: &CustomResourceDefinition) -> String {
+    let tree = serde_json::to_value(crd).expect("a CRD serializes");
+    serde_saphyr::to_string(&tree).expect("JSON has a YAML form")
+}
+
+/// All CRDs as one YAML stream, ready for `kubectl apply -f -`.
+pub fn crds_yaml() -> String {
+    crds().iter().fold(String::new(), |mut all, crd| {
+        all.push_str("---\n");
+        all.push_str(&crd_yaml(crd));
+        all
+    })
+}
+
+/// The structural schema of a CRD's only version.
+pub(crate) fn schema_of(crd: &CustomResourceDefinition) -> Value {
+    crd.spec
+        .versions
+        .first()
+        .and_then(|version| version.schema.as_ref())
+        .and_then(|schema| serde_json::to_value(&schema.open_api_v3_schema).ok())
+        .unwrap_or(Value::Null)
+}
+
+/// An optional field may be left out; `null` in its place is an error. With
+/// `nullable` the rules would have to tell three cases apart.
+fn without_nullable(crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(map) => {
+                if map.get("nullable").is_some_and(Value::is_boolean) {
+                    map.remove("nullable");
+                }
+                map.values_mut().for_each(strip);
+            }
+            Value::Array(items) => items.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let mut tree = serde_json::to_value(&crd).unwrap_or(Value::Null);
+    strip(&mut tree);
+    serde_json::from_value(tree).unwrap_or(crd)
+}

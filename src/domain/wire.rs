@@ -13,11 +13,10 @@ use memchr::{memchr2, memmem};
 
 /// A part of a message in wire form.
 ///
-/// Invariants: every CR is followed by LF and every LF preceded by CR, and a
-/// piece never ends between the two; no line is a lone dot; a leading dot
-/// stands for itself only behind another one (whoever unstuffs takes one leading dot away
-/// from every line that has one); the terminating `.` CRLF is not part of it;
-/// the last piece of a message ends in CRLF.
+/// Invariants: every CR is followed by LF and every LF preceded by CR, and no
+/// piece ends between the two; no line is a lone dot, and whoever unstuffs
+/// takes one dot away from every line that begins with one; the terminating
+/// `.` CRLF is not part of it; the last piece of a message ends in CRLF.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Piece {
     /// The octets.
@@ -55,8 +54,9 @@ impl Piece {
     }
 
     /// Takes the first `at` octets off as a piece of their own, without
-    /// copying. `at` must not stand between CR and LF, nor between a leading
-    /// dot and what follows it; behind a line's end it is always right.
+    /// copying. `at` must not stand between CR and LF; behind a line's end it
+    /// is always right.
+    #[must_use]
     pub fn split_to(&mut self, at: usize) -> Self {
         let at = at.min(self.bytes.len());
         let head = Self::new(self.bytes.split_to(at), self.at_line_start);
@@ -280,8 +280,7 @@ impl Decoder {
     }
 
     /// The longest stretch at the start of `data` that is passed on as it is,
-    /// and what is to be done behind it. Never ends between CR and LF, nor
-    /// behind a leading dot.
+    /// and what is to be done behind it. Never ends between CR and LF.
     fn stretch(&mut self, data: &[u8]) -> Stretch {
         let mut at = 0;
         let mut dots = 0;

@@ -62,6 +62,23 @@ impl AddressPolicy {
         self
     }
 
+    /// Adds hosts that are our own: names are kept, address literals are added
+    /// as such.
+    #[must_use]
+    pub fn with_own_names<'a>(mut self, hosts: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut names = self.own_names.to_vec();
+        let mut literals = Vec::new();
+        for host in hosts {
+            match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+                Ok(address) => literals.push(address),
+                Err(_) if names.iter().any(|name| **name == *host) => {}
+                Err(_) => names.push(host.into()),
+            }
+        }
+        self.own_names = names.into();
+        self.with_own(literals)
+    }
+
     /// Adds the addresses of this host's network interfaces. Where they cannot
     /// be listed, loopback is still known as our own.
     #[must_use]

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError, InvalidMessage};
 use tokio::net::UnixStream;
@@ -24,7 +25,7 @@ use super::stream::{Kind, Stream};
 use super::text::printable;
 use super::tls::Configs;
 use super::verify::Refused;
-use crate::domain::work::{TlsMode, TlsPolicy};
+use crate::domain::work::{Settings, TlsMode, TlsPolicy};
 
 /// What holds for one TCP connection besides its host and port.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,6 +72,26 @@ impl Connector {
             Ok(Err(error)) => Err(not_found(host, &error)),
             Err(_) => Err(timed_out(host, 0, Phase::Lookup, deadline)),
         }
+    }
+
+    /// The rule for remote hosts: the settings, this host's interfaces, and
+    /// what `deliveries` (hosts) and the names in `ownAddresses` resolve to
+    /// within `deadline`. A name that does not resolve is still known as our
+    /// own by its name.
+    pub async fn address_policy(
+        &self,
+        settings: &Settings,
+        deliveries: impl IntoIterator<Item = &str>,
+        deadline: Duration,
+    ) -> AddressPolicy {
+        let policy = AddressPolicy::new(settings);
+        if !policy.guards_self() {
+            return policy;
+        }
+        let policy = policy.with_own_names(deliveries).with_interfaces();
+        let names = policy.own_names().to_vec();
+        let found = join_all(names.iter().map(|name| self.lookup(name, deadline))).await;
+        policy.with_own(found.into_iter().flatten().flatten())
     }
 
     /// Connects to `host` (a name or an address literal) over TCP, without
@@ -136,9 +157,9 @@ impl Connector {
                     error.to_string()
                 },
             }),
-            Err(DialError::Failed(source, address)) => {
-                let hint = hint(&source);
-                Err(ConnectError::Unreachable { host: printable(host), port, address, source, hint })
+            Err(DialError::Failed(cause, address)) => {
+                let hint = hint(&cause);
+                Err(ConnectError::Unreachable { host: printable(host), port, address, cause, hint })
             }
         }
     }
@@ -150,7 +171,7 @@ impl Connector {
     pub async fn connect_unix(&self, path: &Path, deadline: Duration) -> Result<Stream, ConnectError> {
         match timeout(deadline, UnixStream::connect(path)).await {
             Ok(Ok(stream)) => Ok(Stream::unix(stream)),
-            Ok(Err(source)) => Err(ConnectError::Socket { path: path.to_owned(), source }),
+            Ok(Err(cause)) => Err(ConnectError::Socket { path: path.to_owned(), cause }),
             Err(_) => Err(ConnectError::SocketTimedOut { path: path.to_owned(), after: deadline }),
         }
     }
@@ -239,11 +260,6 @@ impl Connector {
         }
         let left = deadline.saturating_sub(began.elapsed());
         Ok(self.secure(stream, host, policy, material, left).await?)
-    }
-
-    #[cfg(test)]
-    pub(super) fn roots_loaded(&self) -> bool {
-        self.configs.roots_loaded()
     }
 }
 
@@ -423,6 +439,10 @@ fn refusal(refused: &Refused, host: &str, policy: &TlsPolicy) -> String {
             "{host}: the server's certificate was issued by nobody this machine trusts; if it is your own, \
              give its CA in tls.caRef"
         ),
+        CertificateError::BadSignature if policy.ca.is_some() => format!(
+            "{host}: the server's certificate is not signed with the key of the CA in tls.caRef, though that \
+             has the issuer's name: is it an older one?"
+        ),
         CertificateError::NotValidForName => {
             format!(
                 "{host}: the server's certificate is for another name; if that is right, give tls.serverName"
@@ -432,7 +452,7 @@ fn refusal(refused: &Refused, host: &str, policy: &TlsPolicy) -> String {
             let names: Vec<&str> = presented.iter().map(|name| bare_name(name)).collect();
             let names = printable(&names.join(", "));
             if names.is_empty() {
-                format!("{host}: the server's certificate names no host")
+                format!("{host}: the server's certificate names no host (a subject alternative name)")
             } else {
                 format!(
                     "{host}: the server's certificate is not for this name but for {names}; if that is right, \

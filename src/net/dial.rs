@@ -17,7 +17,7 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// A connection that was lost without a word is noticed within 2 minutes even
 /// while nobody waits for a reply.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(60))
+    .with_time(Duration::from_mins(1))
     .with_interval(Duration::from_secs(20))
     .with_retries(3);
 
@@ -26,8 +26,25 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 pub(super) enum DialError {
     /// The source address could not be bound.
     Source(io::Error),
-    /// The last attempt's error and address.
+    /// The most telling attempt's error and address.
     Failed(io::Error, SocketAddr),
+}
+
+impl DialError {
+    /// There is no route, or no address of that family.
+    fn is_no_way(&self) -> bool {
+        let kind = match self {
+            Self::Source(_) => return false,
+            Self::Failed(error, _) => error.kind(),
+        };
+        matches!(
+            kind,
+            io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::AddrNotAvailable
+                | io::ErrorKind::Unsupported
+        )
+    }
 }
 
 /// Connects to the first of `addresses` (not empty) that answers.
@@ -36,6 +53,7 @@ pub(super) async fn dial(addresses: &[SocketAddr], source: Option<IpAddr>) -> Re
     let mut waiting = order.iter().copied();
     let mut attempts = FuturesUnordered::new();
     let mut more = true;
+    let mut worst: Option<DialError> = None;
     loop {
         match waiting.next() {
             Some(address) => attempts.push(attempt(address, source)),
@@ -52,8 +70,15 @@ pub(super) async fn dial(addresses: &[SocketAddr], source: Option<IpAddr>) -> Re
         };
         match failed {
             Some(error @ DialError::Source(_)) => return Err(error),
-            Some(error) if attempts.is_empty() && waiting.len() == 0 => return Err(error),
+            // That this machine lacks a family says less than a refusal.
+            Some(error) if worst.is_none() || !error.is_no_way() => worst = Some(error),
             _ => {}
+        }
+        if attempts.is_empty()
+            && waiting.len() == 0
+            && let Some(error) = worst
+        {
+            return Err(error);
         }
     }
 }
@@ -138,6 +163,17 @@ mod tests {
         assert!(
             matches!(error, DialError::Failed(e, a) if a == dead && e.kind() == io::ErrorKind::ConnectionRefused)
         );
+    }
+
+    #[tokio::test]
+    async fn a_refusal_says_more_than_a_missing_family() {
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dead = closed.local_addr().unwrap();
+        drop(closed);
+        // TCP has no broadcast: refused by the system itself, at once.
+        let nowhere = "255.255.255.255:9".parse().unwrap();
+        let error = dial(&[dead, nowhere], None).await.unwrap_err();
+        assert!(matches!(error, DialError::Failed(_, a) if a == dead), "{error:?}");
     }
 
     #[tokio::test]

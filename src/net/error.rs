@@ -50,7 +50,7 @@ pub enum ConnectError {
         detail: String,
     },
     /// No address took the connection.
-    #[error("no connection to {host} port {port} ({address}): {source}{hint}")]
+    #[error("no connection to {host} port {port} ({address}): {cause}{hint}")]
     Unreachable {
         /// As in the manifest.
         host: String,
@@ -59,7 +59,7 @@ pub enum ConnectError {
         /// The address that was tried last.
         address: SocketAddr,
         /// The last attempt's error.
-        source: io::Error,
+        cause: io::Error,
         /// What to do about it.
         hint: &'static str,
     },
@@ -76,12 +76,12 @@ pub enum ConnectError {
         after: Duration,
     },
     /// A unix socket did not take the connection.
-    #[error("no connection to the socket {}: {source}", path.display())]
+    #[error("no connection to the socket {}: {cause}", path.display())]
     Socket {
         /// As in the manifest.
         path: PathBuf,
         /// The system's error.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A unix socket did not take the connection in time.
     #[error("the socket {} took no connection within {} s", path.display(), after.as_secs_f32())]

@@ -23,3 +23,8 @@ pub use connector::{ConnectOptions, Connector};
 pub use error::{ConnectError, Error, TlsError};
 pub use material::{MaterialError, TlsMaterial};
 pub use stream::{Clearance, Stream};
+
+#[cfg(test)]
+mod reach_tests;
+#[cfg(test)]
+mod tls_tests;

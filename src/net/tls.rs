@@ -28,7 +28,7 @@ const SESSIONS: usize = 512;
 
 /// The platform's roots are read again after a day: certificates come and go
 /// while a daemon runs for months.
-const ROOTS_LAST: Duration = Duration::from_secs(24 * 3600);
+const ROOTS_LAST: Duration = Duration::from_hours(24);
 
 /// How a server's certificate is judged under a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -150,11 +150,6 @@ impl Configs {
         drop(roots);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|key, _| key.trust != Trust::Platform);
-    }
-
-    #[cfg(test)]
-    pub(super) fn roots_loaded(&self) -> bool {
-        self.roots.lock().unwrap().1.initialized()
     }
 }
 

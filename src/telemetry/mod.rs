@@ -1,1 +1,6 @@
-//! telemetry
+//! What operators see: logs, metrics and the HTTP endpoint that serves them.
+
+pub mod http;
+pub mod logs;
+pub mod metrics;
+mod process;

@@ -28,7 +28,7 @@ fn decode(chunks: &[&[u8]]) -> Decoded {
                 let parts: Vec<Bytes> = piece.unstuffed().collect();
                 assert!(parts.iter().all(|part| !part.is_empty()));
                 assert_eq!(parts.iter().map(Bytes::len).sum::<usize>(), piece.unstuffed_len());
-                parts.iter().for_each(|part| unstuffed.extend_from_slice(part));
+                unstuffed.extend_from_slice(&parts.concat());
                 wire.extend_from_slice(&piece.bytes);
             });
             assert!(ended || input.len() <= Decoder::MAX_UNDECIDED);

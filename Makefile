@@ -1,0 +1,35 @@
+# Everything that this project does, by name. `make help` lists it.
+CARGO := scripts/cargo
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: bootstrap ## Shows RPOP at work: private mail servers, several mailboxes, every message proved
+	@$(CARGO) build --quiet --bin rpop --example demo || $(CARGO) build --bin rpop --example demo
+	@target/debug/examples/demo
+
+.PHONY: test
+test: bootstrap ## All tests, real mail servers included
+	$(CARGO) test --lib --tests --examples --no-fail-fast -- $(TESTFLAGS)
+
+.PHONY: lint
+lint: bootstrap ## Format, clippy without a warning, licences and sources of dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --all-targets --quiet -- -D warnings
+	scripts/deny
+
+.PHONY: bench
+bench: ## RPOP beside fetchmail, getmail6 and mpop, and the micro-benchmarks
+	scripts/bootstrap bench
+	scripts/bench
+
+.PHONY: build
+build: bootstrap ## The release binary, target/release/rpop
+	$(CARGO) build --release --bin rpop
+
+.PHONY: bootstrap
+bootstrap: ## Installs what is missing (Debian packages, Rust); says what
+	@scripts/bootstrap

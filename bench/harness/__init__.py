@@ -1,0 +1,1 @@
+"""The benchmark's harness: servers, mailboxes, contenders, scenarios, report."""

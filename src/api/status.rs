@@ -1,0 +1,109 @@
+//! What RPOP says of the resources.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What RPOP says of a record.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RpopRecordStatus {
+    /// The time of the last successful poll (RFC 3339), or the code of the
+    /// error that the last one ended with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
+    /// When the last poll ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_poll_time: Option<Time>,
+    /// When the next one is due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_poll_time: Option<Time>,
+    /// Why polls fail, while they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<LastError>,
+    /// What has been done since the record was created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<Counters>,
+    /// The shard that the record is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>")]
+    pub shard: Option<u32>,
+    /// The generation of the record that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Accepted`: the record is complete and allowed. `Polled`: the last
+    /// session went through. `Delivered`: all that was retrieved was accepted.
+    /// `Ready`: all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// A failure that lasts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastError {
+    /// A code from the closed list in `docs/errors.md`.
+    pub code: String,
+    /// What happened and what to do.
+    pub message: String,
+    /// Since when each poll has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// How many polls in a row have failed.
+    #[serde(default)]
+    #[schemars(with = "i32")]
+    pub count: u32,
+}
+
+/// Figures of a record since it was created.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(inline)]
+pub struct Counters {
+    /// Polls that ended, well or not.
+    #[schemars(with = "i64")]
+    pub polls: u64,
+    /// Messages retrieved.
+    #[schemars(with = "i64")]
+    pub fetched: u64,
+    /// Messages that the destination accepted.
+    #[schemars(with = "i64")]
+    pub delivered: u64,
+    /// Messages refused for good.
+    #[schemars(with = "i64")]
+    pub rejected: u64,
+    /// Messages that are set aside and still in the maildrop.
+    #[schemars(with = "i64")]
+    pub quarantined: u64,
+    /// Octets retrieved.
+    #[schemars(with = "i64")]
+    pub bytes: u64,
+}
+
+/// What RPOP says of a domain.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RpopDomainStatus {
+    /// The generation that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Accepted`: the domain can be delivered to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// What RPOP says of the settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RpopSettingsStatus {
+    /// The generation that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Accepted`: the settings are in force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}

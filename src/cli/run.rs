@@ -1,0 +1,221 @@
+//! `rpop run`.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::process;
+use super::progress::Progress;
+use super::{Exit, Run as Arguments};
+use crate::domain::work::LogLevel;
+use crate::engine::Engine;
+use crate::engine::ports::{Observer, Stage};
+use crate::local::identity;
+use crate::local::ledger::FileLedgers;
+use crate::local::manifests::{Configuration, Diagnostic, MemorySecrets, Severity, Watcher};
+use crate::local::run::{Audience, Desired, Nobody, Parts, Relay, Run};
+use crate::local::state::{StateDir, StateError};
+use crate::local::status::StatusStore;
+use crate::shutdown;
+use crate::telemetry::http::{self, Health};
+use crate::telemetry::logs::{self, CRASH};
+use crate::telemetry::metrics::Metrics;
+
+/// How often manifests are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Runs until a signal, or once.
+pub(super) async fn run(arguments: Arguments) -> Exit {
+    match prepared(arguments).await {
+        Ok(exit) => exit,
+        Err((exit, message)) => {
+            tracing::error!(target: CRASH, "{message}");
+            exit
+        }
+    }
+}
+
+type Failure = (Exit, String);
+
+/// The command line, the files or the state folder are to blame.
+fn misconfigured(error: &(impl std::fmt::Display + ?Sized)) -> Failure {
+    (Exit::Misconfigured, error.to_string())
+}
+
+async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
+    let stop = shutdown::listen().map_err(|error| misconfigured(&error))?;
+    let paths = arguments.manifests.file.clone();
+    let watcher = (!arguments.once).then(|| Watcher::new(paths.clone(), LOOK));
+    let configuration = load(paths.clone()).await?;
+    let metrics = Arc::new(Metrics::new());
+    let wrong = configuration.has_errors();
+    metrics.configured(!wrong);
+    logs::follow(configuration.settings.log_level);
+    tell(&configuration.diagnostics);
+    if configuration.records.is_empty() && wrong {
+        return Err(misconfigured(
+            "no record can be polled: mend the manifests (`rpop check -f …` explains)",
+        ));
+    }
+    let state = StateDir::open(arguments.state.path()).map_err(|error| {
+        let exit = if matches!(error, StateError::InUse { .. }) { Exit::Failed } else { Exit::Misconfigured };
+        (exit, error.to_string())
+    })?;
+    let state = Arc::new(state);
+    let health = Arc::new(Health::default());
+    let server = match arguments.address() {
+        Some(address) => {
+            let listener = http::bind(address).await.map_err(|error| misconfigured(&error))?;
+            tracing::info!("metrics are served at http://{address}/metrics");
+            Some(tokio::spawn(http::serve(listener, Arc::clone(&metrics), Arc::clone(&health))))
+        }
+        None => None,
+    };
+    process::raise_file_limit(configuration.settings.processors);
+
+    let progress = arguments.once.then(|| Arc::new(Progress::new()));
+    if progress.as_ref().is_some_and(|progress| progress.visible()) {
+        // The bars and the table say the rest.
+        logs::set_default(LogLevel::Failures, configuration.settings.log_level);
+    }
+    let secrets = configuration.secrets.clone();
+    let watching = progress.clone().map(|progress| progress as Arc<dyn Observer>);
+    let (observer, heard) = Relay::new(Arc::clone(&metrics), watching);
+    let ledgers = Arc::new(FileLedgers::new(Arc::clone(&state)));
+    let trace_key = identity::trace_key(&state).map_err(|error| misconfigured(&error))?;
+    let engine: Engine = process::engine(secrets.clone(), ledgers, Arc::new(observer), trace_key);
+    let statuses = StatusStore::new(Arc::clone(&state));
+    let past = statuses.load_all().await;
+    if let Some(progress) = &progress {
+        for (key, problem) in &configuration.problems {
+            progress.refused(key, problem.code, &problem.message);
+        }
+    }
+    let audience: Arc<dyn Audience> =
+        progress.clone().map_or_else(|| Arc::new(Nobody) as _, |progress| progress as _);
+    let parts = Parts {
+        poller: Arc::new(engine),
+        metrics: Arc::clone(&metrics),
+        health: Arc::clone(&health),
+        audience,
+        statuses: Arc::new(statuses.clone()),
+        past,
+        heard,
+    };
+    let desired = Desired {
+        settings: Arc::new(configuration.settings.clone()),
+        items: configuration.records.clone(),
+        retry: HashSet::new(),
+        problems: configuration.problems.clone(),
+    };
+    let unpolled = configuration.problems.len() as u64;
+    tracing::info!(
+        "rpop {} polls {} records, state in {}",
+        env!("CARGO_PKG_VERSION"),
+        desired.items.len(),
+        state.path().display()
+    );
+    let started = Instant::now();
+    let run = Run::new(parts, desired, arguments.once);
+    health.set_ready(true);
+    let (changes, desired_later) = mpsc::channel(1);
+    let reload = watcher.map(|watcher| {
+        let reload = Reload { paths, secrets, metrics, changes };
+        tokio::spawn(reload.run(watcher, configuration, stop.clone()))
+    });
+    let mut summary = run.go(stop, desired_later).await;
+    if let Some(reload) = reload {
+        reload.abort();
+    }
+    // All statuses are written before the lock is given up.
+    if let Err(error) = statuses.flush().await {
+        tracing::warn!("statuses are not written: {error}");
+    }
+    if let Some(server) = server {
+        server.abort();
+    }
+    tracing::info!("{} polls succeeded, {} failed", summary.good, summary.failed);
+    let Some(progress) = progress else { return Ok(Exit::Good) };
+    progress.close();
+    summary.failed += unpolled;
+    super::print(progress.summary(summary, started.elapsed()).as_bytes());
+    Ok(match summary {
+        _ if wrong => Exit::Misconfigured,
+        summary if summary.failed > 0 || summary.refused > 0 => Exit::Failed,
+        _ => Exit::Good,
+    })
+}
+
+/// Reads manifests off the runtime's threads.
+pub(super) async fn load(paths: Vec<PathBuf>) -> Result<Configuration, Failure> {
+    match tokio::task::spawn_blocking(move || Configuration::load(&paths)).await {
+        Ok(loaded) => loaded.map_err(|error| misconfigured(&error)),
+        Err(_) => Err((Exit::Failed, "a defect of RPOP ended the reading of the manifests".to_owned())),
+    }
+}
+
+/// Logs what is to be said of the manifests.
+fn tell(findings: &[Diagnostic]) {
+    for finding in findings {
+        let line = finding.line();
+        match (finding.severity, &finding.record) {
+            (Severity::Error, Some(record)) => tracing::error!(%record, "{line}"),
+            (Severity::Error, None) => tracing::error!("{line}"),
+            (Severity::Warning, Some(record)) => tracing::warn!(%record, "{line}"),
+            (Severity::Warning, None) => tracing::warn!("{line}"),
+            (Severity::Note, _) => tracing::info!("{line}"),
+        }
+    }
+}
+
+/// Takes changed manifests up.
+struct Reload {
+    paths: Vec<PathBuf>,
+    secrets: MemorySecrets,
+    metrics: Arc<Metrics>,
+    changes: mpsc::Sender<Desired>,
+}
+
+impl Reload {
+    async fn run(self, mut watcher: Watcher, mut before: Configuration, mut stop: watch::Receiver<Stage>) {
+        loop {
+            tokio::select! {
+                () = watcher.changed() => {}
+                _ = stop.wait_for(|stage| *stage > Stage::Running) => return,
+            }
+            let mut now = match load(self.paths.clone()).await {
+                Ok(now) => now,
+                Err((_, message)) => {
+                    self.metrics.configured(false);
+                    tracing::error!("{message}; what was read before stays in force");
+                    continue;
+                }
+            };
+            tell(&now.diagnostics);
+            self.metrics.configured(!now.has_errors());
+            now.keep_from(&before);
+            let retry = now
+                .records
+                .iter()
+                .filter(|item| self.secrets.differs(&now.secrets, item))
+                .map(|item| item.key.clone())
+                .collect();
+            self.secrets.replace(&now.secrets);
+            tracing::info!("the manifests have changed: {} records", now.records.len());
+            let desired = Desired {
+                settings: Arc::new(now.settings.clone()),
+                items: now.records.clone(),
+                retry,
+                problems: now.problems.clone(),
+            };
+            before = now;
+            if self.changes.send(desired).await.is_err() {
+                return;
+            }
+        }
+    }
+}

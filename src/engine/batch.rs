@@ -1,0 +1,242 @@
+//! Ledger commits, batched, one at a time, while messages go on flowing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::ports::{LedgerError, LedgerStore, Observer, Pending};
+use crate::domain::ledger::{Change, Ledger};
+use crate::domain::work::{Checkpoint, RecordKey};
+
+type Done = (Ledger, Vec<u32>, Duration, Result<(), LedgerError>);
+
+/// Collects what the destination accepted and makes it durable.
+///
+/// The bound on what may be repeated after a crash is on everything that was
+/// handed to the destination and is not committed, whether its answer has been
+/// read or not: see [`Batch::room`].
+pub(super) struct Batch {
+    store: Arc<dyn LedgerStore>,
+    observer: Arc<dyn Observer>,
+    key: RecordKey,
+    checkpoint: Checkpoint,
+    /// Out on loan while a commit runs.
+    ledger: Option<Ledger>,
+    changes: Vec<Change>,
+    /// Messages to delete once `changes` are durable.
+    numbers: Vec<u32>,
+    since: Option<Instant>,
+    /// When the last change was added.
+    last: Instant,
+    /// Time between two additions while they flow.
+    pace: Duration,
+    /// How long commits take.
+    took: Duration,
+    running: Option<Pending<'static, Done>>,
+    in_commit: usize,
+}
+
+impl Batch {
+    pub(super) fn new(
+        store: Arc<dyn LedgerStore>,
+        observer: Arc<dyn Observer>,
+        key: RecordKey,
+        checkpoint: Checkpoint,
+        ledger: Ledger,
+    ) -> Self {
+        Self {
+            store,
+            observer,
+            key,
+            checkpoint,
+            ledger: Some(ledger),
+            changes: Vec::new(),
+            numbers: Vec::new(),
+            since: None,
+            last: Instant::now(),
+            pace: Duration::ZERO,
+            took: Duration::ZERO,
+            running: None,
+            in_commit: 0,
+        }
+    }
+
+    /// The ledger, unless a commit has it.
+    pub(super) fn ledger(&self) -> Option<&Ledger> {
+        self.ledger.as_ref()
+    }
+
+    /// Adds a change; message `delete` is to be deleted once it is durable.
+    pub(super) fn add(&mut self, change: Change, delete: Option<u32>) {
+        self.changes.push(change);
+        self.numbers.extend(delete);
+        self.last = Instant::now();
+        self.since.get_or_insert(self.last);
+    }
+
+    /// Changes that are not durable yet.
+    pub(super) fn uncommitted(&self) -> usize {
+        self.changes.len() + self.in_commit
+    }
+
+    /// How many more messages may be handed over while `handed` are out.
+    pub(super) fn room(&self, handed: usize) -> usize {
+        (self.checkpoint.messages.max(1) as usize).saturating_sub(handed + self.uncommitted())
+    }
+
+    /// Whether a commit should start now. `idle`: nothing more will be added
+    /// before it is done.
+    ///
+    /// Half of what may be out at once is committed while the other half is
+    /// being delivered. Where the disk is slower than the destination (a commit
+    /// takes longer than the delivery of all that may be out) that would leave
+    /// each commit half empty: there all of it is committed together.
+    pub(super) fn is_due(&self, idle: bool) -> bool {
+        if self.running.is_some() || self.changes.is_empty() {
+            return false;
+        }
+        let most = self.checkpoint.messages.max(1) as usize;
+        idle || self.changes.len() >= most
+            || (self.changes.len() * 2 >= most && (!self.is_disk_slow() || self.last.elapsed() >= self.took))
+            || self.since.is_some_and(|since| since.elapsed() >= self.checkpoint.every)
+    }
+
+    fn is_disk_slow(&self) -> bool {
+        self.took > self.pace.saturating_mul(self.checkpoint.messages)
+    }
+
+    /// When `is_due` turns true by time alone.
+    pub(super) fn due_in(&self) -> Option<Duration> {
+        if self.running.is_some() {
+            return None;
+        }
+        let by_age = self.since.map(|since| self.checkpoint.every.saturating_sub(since.elapsed()));
+        if self.changes.len() * 2 < self.checkpoint.messages as usize {
+            return by_age;
+        }
+        by_age.map(|by_age| by_age.min(self.took.saturating_sub(self.last.elapsed())))
+    }
+
+    /// Starts a commit of all that was added. One at a time.
+    pub(super) fn start(&mut self) {
+        let Some(mut ledger) = self.ledger.take() else { return };
+        let changes = std::mem::take(&mut self.changes);
+        let numbers = std::mem::take(&mut self.numbers);
+        self.in_commit = changes.len();
+        if let (Some(since), Ok(gaps @ 1..)) =
+            (self.since.take(), u32::try_from(changes.len().saturating_sub(1)))
+        {
+            self.pace = (self.pace + (self.last - since) / gaps) / 2;
+        }
+        let (store, observer, key) = (Arc::clone(&self.store), Arc::clone(&self.observer), self.key.clone());
+        self.running = Some(Box::pin(async move {
+            let started = Instant::now();
+            let result = store.commit(&key, &mut ledger, changes).await;
+            let took = started.elapsed();
+            observer.committed(took, result.is_ok());
+            (ledger, numbers, took, result)
+        }));
+    }
+
+    /// Whether a commit is running.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Waits for the running commit: the messages that may now be deleted.
+    /// Cancel-safe. Pending for ever where none runs.
+    pub(super) async fn committed(&mut self) -> Result<Vec<u32>, LedgerError> {
+        let Some(running) = self.running.as_mut() else { return std::future::pending().await };
+        let (ledger, numbers, took, result) = running.await;
+        self.running = None;
+        self.took = (self.took + took) / 2;
+        self.in_commit = 0;
+        self.ledger = Some(ledger);
+        result.map(|()| numbers)
+    }
+
+    /// Commits all that is left.
+    pub(super) async fn flush(&mut self) -> Result<Vec<u32>, LedgerError> {
+        let mut numbers = Vec::new();
+        while self.running.is_some() || !self.changes.is_empty() {
+            if self.running.is_none() {
+                self.start();
+            }
+            numbers.append(&mut self.committed().await?);
+        }
+        Ok(numbers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ledger::{Entry, State};
+    use crate::engine::ports::Unobserved;
+
+    /// A disk that needs so long for each commit.
+    struct Disk(Duration);
+
+    impl LedgerStore for Disk {
+        fn load<'a>(&'a self, _: &'a RecordKey) -> Pending<'a, Result<Ledger, LedgerError>> {
+            Box::pin(async { Ok(Ledger::new([0; 16])) })
+        }
+
+        fn commit<'a>(
+            &'a self,
+            _: &'a RecordKey,
+            _: &'a mut Ledger,
+            _: Vec<Change>,
+        ) -> Pending<'a, Result<(), LedgerError>> {
+            Box::pin(async {
+                tokio::time::sleep(self.0).await;
+                Ok(())
+            })
+        }
+    }
+
+    /// Delivers 400 messages, each `pace` after the one before it, as fast as
+    /// the batch lets them be handed over; the number of commits.
+    async fn commits(disk: Duration, pace: Duration) -> usize {
+        let key = RecordKey { namespace: "n".into(), name: "r".into() };
+        let checkpoint = Checkpoint { messages: 20, every: Duration::from_secs(5) };
+        let (store, ledger) = (Arc::new(Disk(disk)), Ledger::new([0; 16]));
+        let mut batch = Batch::new(store, Arc::new(Unobserved), key, checkpoint, ledger);
+        let (mut delivered, mut commits) = (0u32, 0);
+        let mut handed = 0;
+        while delivered < 400 || batch.uncommitted() > 0 {
+            handed += batch.room(handed).min(400 - delivered as usize - handed);
+            assert!(handed + batch.uncommitted() <= 20);
+            if batch.is_due(handed == 0 && delivered == 400) {
+                batch.start();
+                commits += 1;
+            }
+            let wait = batch.due_in();
+            tokio::select! {
+                biased;
+                committed = batch.committed(), if batch.is_running() => drop(committed.unwrap()),
+                () = tokio::time::sleep(pace), if handed > 0 => {
+                    handed -= 1;
+                    delivered += 1;
+                    let entry = Entry { state: State::Kept, day: 0, size: 1, message_id: 0, digest: 0 };
+                    batch.add(Change::Put { uid: delivered.to_be_bytes().into(), entry }, None);
+                }
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+            }
+        }
+        commits
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_disk_is_asked_as_seldom_as_the_checkpoint_allows() {
+        let slow = commits(Duration::from_millis(100), Duration::from_millis(2)).await;
+        assert!(slow <= 23, "{slow} commits of 400 messages at most 20 at a time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fast_disk_writes_one_half_while_the_other_is_delivered() {
+        let fast = commits(Duration::from_millis(5), Duration::from_millis(2)).await;
+        assert!((38..=42).contains(&fast), "{fast} commits");
+    }
+}

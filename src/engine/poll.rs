@@ -1,0 +1,301 @@
+//! The driver: one poll of one record, from its ledger to its report.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use super::batch::Batch;
+use super::ports::{LedgerStore, MailSink, Observer, Secrets, Stage};
+use super::report::{Counters, PollError, Report, Scope};
+use super::route;
+use super::session::{self, Checked, Maildrop, Session};
+use super::transfer::{Context, End, Transfer, ledger_error};
+use super::work::{Work, wanted};
+use crate::domain::code::Code;
+use crate::domain::ledger::{Change, Findings, Ledger, SurveyPolicy};
+use crate::domain::work::{OnUidChange, Settings, WorkItem};
+use crate::net::Connector;
+use crate::pop3::Command;
+
+/// Sessions of one poll: each but the first must have been earned by progress.
+const SESSIONS: u32 = 50;
+
+/// Polls maildrops. One a process; cheap to share.
+pub struct Engine {
+    /// Makes connections.
+    pub connector: Arc<Connector>,
+    /// Reads passwords and certificates.
+    pub secrets: Arc<dyn Secrets>,
+    /// Remembers UIDs.
+    pub ledgers: Arc<dyn LedgerStore>,
+    /// Takes messages.
+    pub sink: Arc<dyn MailSink>,
+    /// Hears what happens.
+    pub observer: Arc<dyn Observer>,
+    /// This host's name, for trace headers.
+    pub host_name: Arc<str>,
+    /// Marks this installation's trace headers; see
+    /// [`crate::message::TraceContext::key`].
+    pub trace_key: [u8; 16],
+}
+
+/// What a poll carries from one of its sessions to the next.
+#[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a finding of its own")]
+pub(super) struct Plan {
+    /// Messages are fetched singly, each confirmed: something was out of step.
+    pub(super) careful: bool,
+    /// How often a session broke at a message, by UID or else by number.
+    pub(super) strikes: HashMap<Result<Box<[u8]>, u32>, u8>,
+    /// Numbers to pass over where there are no UIDs.
+    pub(super) skip: HashSet<u32>,
+    /// The server drops the connection on CAPA.
+    pub(super) without_capa: bool,
+    /// A message was fetched or set aside since the session began.
+    pub(super) progress: bool,
+    /// The server has obeyed our DELEs.
+    pub(super) left_cleanly: bool,
+    /// Messages fetched by earlier sessions of this poll.
+    pub(super) budget: Option<u64>,
+}
+
+/// What a poll has to report, as it grows.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) counters: Counters,
+    pub(super) refused: Option<String>,
+    pub(super) login_delay: Option<Duration>,
+}
+
+impl Tally {
+    /// Keeps the first of the troubles with single messages.
+    pub(super) fn note(&mut self, what: &str) {
+        if self.refused.is_none() {
+            self.refused = Some(what.to_owned());
+        }
+    }
+}
+
+impl Engine {
+    /// Polls `item` once. Ends at the next message when `stop` says so; when
+    /// the future is dropped everything is dropped, and nothing is lost.
+    ///
+    /// Not more than `checkpoint.messages` are ever handed over and not
+    /// committed, hence repeated at most after a crash.
+    pub async fn poll(&self, item: &WorkItem, settings: &Settings, stop: watch::Receiver<Stage>) -> Report {
+        let started = Instant::now();
+        let mut tally = Tally::default();
+        // The session's deadline ends it at a message; this one is for what
+        // does not come to an end of its own.
+        let hard = started + settings.timeouts.session + settings.timeouts.after_dot;
+        let result = match timeout_at(hard, self.sessions(item, settings, stop, &mut tally)).await {
+            Ok(result) => result,
+            Err(_) => Err(PollError {
+                code: Code::TimedOut,
+                message: format!("the poll did not end within {:?}", settings.timeouts.session),
+                scope: Scope::Account,
+            }),
+        };
+        Report {
+            result,
+            counters: tally.counters,
+            took: started.elapsed(),
+            login_delay: tally.login_delay,
+            refused: tally.refused,
+        }
+    }
+
+    async fn sessions(
+        &self,
+        item: &WorkItem,
+        settings: &Settings,
+        mut stop: watch::Receiver<Stage>,
+        tally: &mut Tally,
+    ) -> Result<(), PollError> {
+        let until = Instant::now() + settings.timeouts.session;
+        let ledger = self.ledgers.load(&item.key).await.map_err(|error| ledger_error(&error))?;
+        let mut batch = Batch::new(
+            Arc::clone(&self.ledgers),
+            Arc::clone(&self.observer),
+            item.key.clone(),
+            settings.checkpoint,
+            ledger,
+        );
+        let mut plan = Plan { budget: item.limits.messages_per_session.map(u64::from), ..Plan::default() };
+        for number in 0..SESSIONS {
+            plan.progress = false;
+            let session = session::open(self, item, settings, &mut plan).await?;
+            match self
+                .session(item, settings, session, &mut batch, &mut plan, tally, until, &mut stop)
+                .await?
+            {
+                End::Complete => return Ok(()),
+                End::Again
+                    if number > 0 && !plan.progress && plan.strikes.values().all(|strikes| *strikes > 1) =>
+                {
+                    break;
+                }
+                End::Again => {}
+            }
+        }
+        Err(PollError {
+            code: Code::ConnectionLost,
+            message: "the session broke again and again without a message coming through".into(),
+            scope: Scope::Account,
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the state of a poll, passed down once")]
+    async fn session(
+        &self,
+        item: &WorkItem,
+        settings: &Settings,
+        mut session: Session,
+        batch: &mut Batch,
+        plan: &mut Plan,
+        tally: &mut Tally,
+        until: Instant,
+        stop: &mut watch::Receiver<Stage>,
+    ) -> Result<End, PollError> {
+        let now = jiff::Timestamp::now().as_second();
+        let Some(ledger) = batch.ledger() else {
+            return Err(PollError {
+                code: Code::Internal,
+                message: "the ledger is out on a commit".into(),
+                scope: Scope::Local,
+            });
+        };
+        let keys = Ledger::new(ledger.salt());
+        let policy = SurveyPolicy {
+            now,
+            leave: item.leave,
+            keep_for_days: item.keep_for_days,
+            delete_seen: item.delete_seen,
+            on_uid_change: item.on_uid_change,
+        };
+        let maildrop = session.survey(item, ledger.survey(policy)).await?;
+        tally.login_delay = session.login_delay;
+        let mut work = Work::default();
+        match maildrop {
+            Maildrop::Listed(findings)
+                if findings.all_changed && item.on_uid_change == OnUidChange::Pause =>
+            {
+                return Err(uids_changed(ledger.kept(), &findings));
+            }
+            Maildrop::Listed(mut findings) => {
+                let sizes = session.sizes(&wanted(&findings)).await?;
+                findings.check_sizes(|number| sizes.get(&number).copied().unwrap_or(0));
+                work.take_findings(findings, &sizes, ledger, &policy, tally);
+            }
+            Maildrop::Counted(messages) => {
+                let numbers: Vec<u32> = (1..=messages).filter(|number| !plan.skip.contains(number)).collect();
+                let sizes = session.sizes(&numbers).await?;
+                work.take_numbers(&numbers, &sizes, tally);
+            }
+        }
+        work.apply_limits(item, plan, tally, &*self.observer, now);
+        let Work { queue, deletions, durable_deletions, changes, pruning, known, twins, without_uids } = work;
+        for (change, number) in durable_deletions {
+            batch.add(change, Some(number));
+        }
+        for change in changes {
+            batch.add(change, None);
+        }
+        let octets = queue.iter().filter_map(|fetch| fetch.size).sum();
+        self.observer.surveyed(&item.key, queue.len() as u64, octets);
+
+        let route = route::route(item, settings.timeouts)?;
+        let recipient = route::recipient(item, &route)?;
+        let postmaster = item.postmaster.clone().map(|to| route::to_mailbox(to, route.via));
+        let trace = session.trace(item, self, &recipient);
+        let (pipelining, expires_at_once) = (session.pipelining, session.expires_at_once);
+        let context = Context {
+            item,
+            recipient,
+            postmaster,
+            via: route.via,
+            observer: &*self.observer,
+            trace,
+            keys,
+            known,
+            twins,
+            until,
+            now,
+            pipelining,
+            expires_at_once,
+        };
+        let courier = self.sink.open(route);
+        plan.left_cleanly = false;
+        let end = Transfer::new(context, session.client, courier, batch, plan, tally)
+            .run(queue, deletions, stop)
+            .await?;
+        for change in pruning {
+            batch.add(change, None);
+        }
+        if without_uids && plan.left_cleanly {
+            // No listing will ever show that they are gone.
+            let gone: Vec<u64> = batch
+                .ledger()
+                .map(|ledger| ledger.iter().map(|(hash, _)| hash).collect())
+                .unwrap_or_default();
+            for hash in gone {
+                batch.add(Change::Forget { hash }, None);
+            }
+        }
+        batch.flush().await.map_err(|error| ledger_error(&error))?;
+        Ok(end)
+    }
+
+    /// Logs in, counts, and changes nothing: `rpop check --connect`.
+    ///
+    /// # Errors
+    /// What a poll would fail with.
+    pub async fn check(&self, item: &WorkItem, settings: &Settings) -> Result<Checked, PollError> {
+        let hard = Instant::now() + settings.timeouts.session;
+        let looked = async {
+            let ledger = self.ledgers.load(&item.key).await.map_err(|error| ledger_error(&error))?;
+            route::recipient(item, &route::route(item, settings.timeouts)?)?;
+            let mut plan = Plan::default();
+            let mut session = session::open(self, item, settings, &mut plan).await?;
+            let policy = SurveyPolicy {
+                now: jiff::Timestamp::now().as_second(),
+                leave: item.leave,
+                keep_for_days: item.keep_for_days,
+                delete_seen: item.delete_seen,
+                on_uid_change: item.on_uid_change,
+            };
+            let unseen = match session.survey(item, ledger.survey(policy)).await? {
+                Maildrop::Listed(findings) => Some(findings.unseen_total),
+                Maildrop::Counted(_) => None,
+            };
+            let checked = session.checked(unseen);
+            session.client.send(Command::Quit);
+            // The answer does not matter: nothing was marked as deleted.
+            drop(session.client.event().await);
+            Ok(checked)
+        };
+        timeout_at(hard, looked).await.unwrap_or_else(|_| {
+            Err(PollError {
+                code: Code::TimedOut,
+                message: format!("the check did not end within {:?}", settings.timeouts.session),
+                scope: Scope::Account,
+            })
+        })
+    }
+}
+
+fn uids_changed(kept: usize, findings: &Findings) -> PollError {
+    PollError {
+        code: Code::UidsChanged,
+        message: format!(
+            "nearly all UIDs changed at once ({kept} kept messages are remembered, {} of {} listed are unknown): has the \
+             server been migrated? Nothing was fetched. Set spec.onUidChange to MatchMessageId to recognise messages \
+             by their Message-ID, or to Fetch to take all of them as new",
+            findings.unseen_total, findings.listed
+        ),
+        scope: Scope::Account,
+    }
+}

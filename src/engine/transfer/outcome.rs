@@ -1,0 +1,248 @@
+//! What becomes of a message: the destination's answers, the rules, and what
+//! the ledger is told of them.
+
+use super::super::incoming::{Fetch, Taken};
+use super::super::ports::{Outcome, Undelivered, Verdict};
+use super::super::report::{PollError, Scope};
+use super::{DEFERRALS, Handed, REFUSALS, Transfer, ledger_error};
+use crate::domain::code::Code;
+use crate::domain::ledger::{Action, Change, Entry, State, Twin, day_of};
+use crate::domain::work::OnReject;
+use crate::pop3::shown;
+
+impl Transfer<'_> {
+    /// Whether a message that its UID does not tell apart was taken before;
+    /// then all is done that there is to do with it.
+    pub(super) async fn is_known(&mut self, taken: &mut Taken) -> Result<bool, PollError> {
+        if taken.fetch.uid.is_none() {
+            return self.is_known_without_uid(taken).await;
+        }
+        if !taken.fetch.ambiguous {
+            return Ok(false);
+        }
+        let Some(twins) = self.context.twins.get_mut(&taken.fetch.hash) else { return Ok(false) };
+        match twins.by_digest(taken.fetch.size.unwrap_or(taken.octets), taken.digest) {
+            Twin::New { digest, prior } => {
+                taken.digest = digest;
+                taken.fetch.prior = prior.map(Box::new);
+                Ok(false)
+            }
+            Twin::Copy { digest } => {
+                taken.digest = digest;
+                self.suppress(taken);
+                Ok(true)
+            }
+            Twin::Known(entry, action) => {
+                self.settled += 1;
+                if action == Action::Delete {
+                    let uid = taken.fetch.uid_of(taken.digest);
+                    let entry = Entry { state: State::Deleting, ..entry };
+                    self.batch.add(Change::Put { uid, entry }, Some(taken.fetch.number));
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    async fn is_known_without_uid(&mut self, taken: &Taken) -> Result<bool, PollError> {
+        while self.batch.is_running() {
+            let numbers = self.batch.committed().await.map_err(|error| ledger_error(&error))?;
+            self.deletions.extend(numbers);
+        }
+        let hash = self.context.keys.hash(&taken.fetch.uid_of(taken.digest));
+        let known = self.batch.ledger().is_some_and(|ledger| {
+            ledger.entries(hash).any(|entry| matches!(entry.state, State::Kept | State::Deleting))
+        });
+        if known {
+            self.suppress(taken);
+        }
+        Ok(known)
+    }
+
+    /// A copy of what was delivered before: remembered, not delivered.
+    pub(super) fn suppress(&mut self, taken: &Taken) {
+        self.tally.counters.duplicates += 1;
+        self.context.observer.duplicate(&self.context.item.key);
+        self.settle_message(&taken.fetch, Some(taken));
+    }
+
+    /// The message is done with: kept or deleted, as the record says.
+    fn settle_message(&mut self, fetch: &Fetch, taken: Option<&Taken>) {
+        self.settled += 1;
+        let leave = self.context.item.leave;
+        let state = if leave { State::Kept } else { State::Deleting };
+        self.put(fetch, taken, state, (!leave).then_some(fetch.number));
+    }
+
+    fn put(&mut self, fetch: &Fetch, taken: Option<&Taken>, state: State, delete: Option<u32>) {
+        let digest = taken.map_or(0, |taken| taken.digest);
+        let entry = Entry {
+            state,
+            day: day_of(self.context.now),
+            size: fetch.size.or(taken.map(|taken| taken.octets)).unwrap_or(0),
+            message_id: taken.map_or(0, |taken| taken.message_id),
+            digest,
+        };
+        if fetch.prior.is_some() && !fetch.ambiguous {
+            // Some servers serve other octets at each retrieval: an earlier
+            // try must not stay beside this one.
+            self.batch.add(Change::Forget { hash: fetch.hash }, None);
+        }
+        self.batch.add(Change::Put { uid: fetch.uid_of(digest), entry }, delete);
+    }
+
+    pub(super) fn on_outcome(&mut self, outcome: Outcome) {
+        let Some(handed) = self.handed.remove(&outcome.id) else { return };
+        self.held_octets -= handed.octets;
+        let Handed { taken, fetch, .. } = handed;
+        match outcome.result {
+            Ok(verdicts) => match verdicts.into_iter().next() {
+                Some(Verdict::Accepted) => {
+                    self.bad_streak = (0, 0);
+                    self.tally.counters.delivered += 1;
+                    self.context.observer.delivered(&self.context.item.key, self.context.via);
+                    self.settle_message(&fetch, taken.as_ref());
+                }
+                Some(Verdict::Deferred(refusal)) => {
+                    self.tally.counters.deferred += 1;
+                    self.tally.note(&format!("refused for now: {refusal}"));
+                    self.bad_streak.0 += 1;
+                    if self.bad_streak.0 >= DEFERRALS {
+                        self.fail(
+                            Code::DestinationUnavailable,
+                            &format!("the destination refuses for now: {refusal}"),
+                        );
+                    }
+                }
+                Some(Verdict::Refused(refusal)) => {
+                    self.refuse(&fetch, taken.as_ref(), "destination", &refusal.to_string());
+                    if matches!(refusal.at, "MAIL" | "RCPT") {
+                        self.bad_streak.1 += 1;
+                        if self.bad_streak.1 >= REFUSALS {
+                            self.fail(
+                                Code::MessageRejected,
+                                &format!("the destination refuses this account's mail: {refusal}"),
+                            );
+                        }
+                    }
+                }
+                None => {}
+            },
+            Err(Undelivered::Unavailable { code, message }) => self.fail(code, &message),
+            Err(Undelivered::Unknown { message }) => {
+                self.context.observer.uncertain(&self.context.item.key);
+                if fetch.was_uncertain() || fetch.attempts() > 0 {
+                    self.quarantine(&fetch, "uncertain", &message, taken.as_ref());
+                } else {
+                    self.tally.counters.deferred += 1;
+                    self.tally.note(&message);
+                    self.put(&fetch, taken.as_ref(), State::Uncertain, None);
+                }
+                self.bad_streak.0 += 1;
+                if self.bad_streak.0 >= DEFERRALS {
+                    self.fail(Code::DestinationUnavailable, &message);
+                }
+            }
+            Err(Undelivered::Aborted) => {}
+        }
+    }
+
+    /// Refused for good, by the destination or by a rule.
+    pub(super) fn refuse(&mut self, fetch: &Fetch, taken: Option<&Taken>, reason: &'static str, why: &str) {
+        let item = self.context.item;
+        match item.on_reject {
+            OnReject::Discard => {
+                self.tally.counters.rejected += 1;
+                self.tally.note(why);
+                self.context.observer.rejected(&item.key, reason);
+                self.settle_message(fetch, taken);
+            }
+            OnReject::Postmaster if !fetch.to_postmaster && self.context.postmaster.is_some() => {
+                self.tally.counters.rejected += 1;
+                self.tally.note(why);
+                self.context.observer.rejected(&item.key, reason);
+                self.queue.push_back(Fetch { to_postmaster: true, ..fetch.clone() });
+            }
+            _ => {
+                self.tally.counters.rejected += 1;
+                self.quarantine(fetch, reason, why, taken);
+            }
+        }
+    }
+
+    pub(super) fn quarantine(
+        &mut self,
+        fetch: &Fetch,
+        reason: &'static str,
+        why: &str,
+        taken: Option<&Taken>,
+    ) {
+        if fetch.uid.is_none() {
+            // Without a UID it cannot be remembered beyond this poll.
+            self.plan.skip.insert(fetch.number);
+        }
+        self.context.observer.rejected(&self.context.item.key, reason);
+        self.tally.counters.quarantined += 1;
+        self.tally.counters.in_quarantine += 1;
+        self.tally.note(why);
+        self.plan.progress = true;
+        tracing::warn!(record = %self.context.item.key, number = fetch.number, reason, "message set aside: {why}");
+        let attempts = fetch.attempts().saturating_add(1);
+        let wait = 900_i64 << u32::from(attempts.min(8) - 1).min(7);
+        let state = State::Quarantined {
+            attempts,
+            next_try: self.context.now + wait.min(86_400),
+            reason: shown(why.as_bytes()).into(),
+        };
+        if fetch.uid.is_some() {
+            self.put(fetch, taken, state, None);
+        }
+    }
+
+    pub(super) fn fail(&mut self, code: Code, message: &str) {
+        if self.failed.is_none() {
+            self.failed = Some(PollError { code, message: message.to_owned(), scope: Scope::Local });
+        }
+        // What is not handed over yet is fetched by a later poll.
+        for (job, handed) in self.ready.drain(..) {
+            self.held_octets -= handed.octets;
+            drop(job);
+        }
+    }
+
+    /// Awaits the destination's answers to what was handed over, and commits.
+    pub(super) async fn settle(&mut self) -> Result<(), PollError> {
+        loop {
+            // A stream without its sender ends by itself; the courier has
+            // deadlines of its own for everything else.
+            while !self.ready.is_empty() && self.batch.room(self.handed.len()) > 0 {
+                let Some((job, handed)) = self.ready.pop_front() else { break };
+                let id = job.id;
+                self.handed.insert(id, handed);
+                if self.courier.jobs.send(job).await.is_err() {
+                    self.on_courier_gone();
+                }
+            }
+            let idle = self.ready.is_empty() && self.handed.is_empty() && self.out.is_empty();
+            if self.batch.is_due(idle) {
+                self.batch.start();
+            }
+            if idle && self.batch.uncommitted() == 0 {
+                return Ok(());
+            }
+            let Self { courier, batch, out, .. } = self;
+            tokio::select! {
+                biased;
+                outcome = courier.outcomes.recv() => match outcome {
+                    Some(outcome) => self.on_outcome(outcome),
+                    None => self.on_courier_gone(),
+                },
+                numbers = batch.committed(), if batch.is_running() => {
+                    let numbers = numbers.map_err(|error| ledger_error(&error))?;
+                    self.deletions.extend(numbers);
+                }
+                _ = out.advance(), if !out.is_empty() => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What one session has to do, from what the maildrop holds.
+
+use std::collections::HashMap;
+
+use super::incoming::Fetch;
+use super::poll::{Plan, Tally};
+use super::ports::Observer;
+use crate::domain::ledger::{Change, Entry, Findings, Ledger, State, SurveyPolicy, Told, Twins, day_of};
+use crate::domain::work::{OnReject, WorkItem};
+
+/// The work of a session.
+#[derive(Default)]
+pub(super) struct Work {
+    /// To fetch.
+    pub(super) queue: Vec<Fetch>,
+    /// To delete: the ledger knows already that they are.
+    pub(super) deletions: Vec<u32>,
+    /// To delete once the change is durable.
+    pub(super) durable_deletions: Vec<(Change, u32)>,
+    /// To commit.
+    pub(super) changes: Vec<Change>,
+    /// To commit after a session that went well.
+    pub(super) pruning: Vec<Change>,
+    /// Sorted hashes of Message-IDs that count as known.
+    pub(super) known: Vec<u64>,
+    /// Tells messages of one UID apart.
+    pub(super) twins: HashMap<u64, Twins>,
+    /// The server has no UIDL.
+    pub(super) without_uids: bool,
+}
+
+/// The numbers whose sizes are needed, sorted.
+pub(super) fn wanted(findings: &Findings) -> Vec<u32> {
+    let mut numbers: Vec<u32> = findings
+        .unseen
+        .iter()
+        .map(|candidate| candidate.number)
+        .chain(findings.delete.iter().map(|deletion| deletion.number))
+        .collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
+
+impl Work {
+    pub(super) fn take_findings(
+        &mut self,
+        findings: Findings,
+        sizes: &HashMap<u32, u64>,
+        ledger: &Ledger,
+        policy: &SurveyPolicy,
+        tally: &mut Tally,
+    ) {
+        tally.counters.listed = tally.counters.listed.max(findings.listed);
+        tally.counters.unseen = tally.counters.unseen.max(findings.unseen_total);
+        tally.counters.in_quarantine = findings.waiting;
+        self.known = findings.vanished_ids;
+        self.pruning = findings.pruning;
+        for deletion in findings.delete {
+            match deletion.change() {
+                Some(change) => self.durable_deletions.push((change, deletion.number)),
+                None => self.deletions.push(deletion.number),
+            }
+        }
+        let mut ambiguous: HashMap<u64, Vec<(u32, u64)>> = HashMap::new();
+        for candidate in &findings.unseen {
+            if candidate.ambiguous {
+                let size = sizes.get(&candidate.number).copied().unwrap_or(0);
+                ambiguous.entry(candidate.hash).or_default().push((candidate.number, size));
+            }
+        }
+        let mut told: HashMap<u32, Told> = HashMap::new();
+        for (hash, listed) in ambiguous {
+            let mut twins = ledger.twins(hash, policy);
+            told.extend(twins.by_size(&listed));
+            self.twins.insert(hash, twins);
+        }
+        for candidate in findings.unseen {
+            match told.remove(&candidate.number) {
+                Some(Told::Known) => {}
+                Some(Told::Waiting) => tally.counters.in_quarantine += 1,
+                Some(Told::Delete(entry)) => {
+                    let entry = Entry { state: State::Deleting, ..entry };
+                    self.durable_deletions
+                        .push((Change::Put { uid: candidate.uid, entry }, candidate.number));
+                }
+                Some(Told::Fetch) | None => self.queue.push(Fetch {
+                    number: candidate.number,
+                    uid: Some(candidate.uid),
+                    hash: candidate.hash,
+                    size: sizes.get(&candidate.number).copied(),
+                    prior: candidate.prior,
+                    ambiguous: candidate.ambiguous,
+                    to_postmaster: false,
+                }),
+            }
+        }
+    }
+
+    pub(super) fn take_numbers(&mut self, numbers: &[u32], sizes: &HashMap<u32, u64>, tally: &mut Tally) {
+        tally.counters.listed = tally.counters.listed.max(numbers.len() as u64);
+        tally.counters.unseen = tally.counters.listed;
+        self.without_uids = true;
+        self.queue = numbers
+            .iter()
+            .map(|number| Fetch {
+                number: *number,
+                uid: None,
+                hash: 0,
+                size: sizes.get(number).copied(),
+                prior: None,
+                ambiguous: false,
+                to_postmaster: false,
+            })
+            .collect();
+    }
+
+    /// Takes out what is over the record's limits.
+    pub(super) fn apply_limits(
+        &mut self,
+        item: &WorkItem,
+        plan: &mut Plan,
+        tally: &mut Tally,
+        observer: &dyn Observer,
+        now: i64,
+    ) {
+        if let Some(limit) = item.limits.message_size {
+            let (fit, large): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue)
+                .into_iter()
+                .partition(|fetch| fetch.size.unwrap_or(0) <= limit);
+            self.queue = fit;
+            for fetch in large {
+                self.refuse_large(fetch, limit, item, tally, observer, now);
+            }
+        }
+        if let Some(budget) = plan.budget {
+            self.queue.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
+            plan.budget = Some(budget.saturating_sub(self.queue.len() as u64));
+        }
+    }
+
+    fn refuse_large(
+        &mut self,
+        fetch: Fetch,
+        limit: u64,
+        item: &WorkItem,
+        tally: &mut Tally,
+        observer: &dyn Observer,
+        now: i64,
+    ) {
+        let size = fetch.size.unwrap_or(0);
+        let fetch_is_new = fetch.attempts() == 0;
+        let why = format!("{size} octets are more than limits.messageSize allows ({limit})");
+        let entry = |state| Entry { state, day: day_of(now), size, message_id: 0, digest: 0 };
+        match (item.on_reject, fetch.uid.clone()) {
+            (OnReject::Postmaster, _) if item.postmaster.is_some() => {
+                self.queue.push(Fetch { to_postmaster: true, ..fetch });
+                return;
+            }
+            (OnReject::Discard, uid) => {
+                tally.counters.rejected += 1;
+                match uid {
+                    Some(uid) if item.leave => {
+                        self.changes.push(Change::Put { uid, entry: entry(State::Kept) });
+                    }
+                    Some(uid) => self
+                        .durable_deletions
+                        .push((Change::Put { uid, entry: entry(State::Deleting) }, fetch.number)),
+                    None => self.deletions.push(fetch.number),
+                }
+            }
+            (_, uid) => {
+                tally.counters.in_quarantine += 1;
+                if fetch_is_new {
+                    tally.counters.rejected += 1;
+                    tally.counters.quarantined += 1;
+                }
+                if let (Some(uid), 0) = (uid, fetch.attempts()) {
+                    // Due at once: the next poll may have a larger limit.
+                    let state = State::Quarantined { attempts: 1, next_try: now, reason: why.clone().into() };
+                    self.changes.push(Change::Put { uid, entry: entry(state) });
+                }
+            }
+        }
+        tally.note(&why);
+        if fetch_is_new {
+            observer.rejected(&item.key, "size");
+        }
+    }
+}

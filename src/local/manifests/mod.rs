@@ -1,0 +1,171 @@
+//! Manifests in files: the configuration of the embedded run.
+//!
+//! ```text
+//! files::list -> yaml::read -> schema, CEL rules -> build -> drafts
+//!                                                              |
+//!                  Configuration  <-  resolve (domains, secrets, settings)
+//! ```
+//!
+//! Each finding has its place and says what to write. A document that is
+//! wrong costs only itself.
+
+mod build;
+mod diagnostic;
+mod files;
+mod kinds;
+mod loader;
+mod resolve;
+mod schema;
+mod secrets;
+#[cfg(test)]
+mod tests;
+mod yaml;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use diagnostic::{Diagnostic, Severity};
+pub use files::{LoadError, Watcher};
+pub use secrets::MemorySecrets;
+
+use crate::domain::code::Code;
+use crate::domain::work::{RecordKey, Settings, WorkItem};
+
+/// Why a record of the files cannot be polled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// `ConfigInvalid`, `SecretMissing` or `SecretInvalid`.
+    pub code: Code,
+    /// One line for people.
+    pub message: String,
+    /// The document could not be read as it stands: what was in force before
+    /// stays in force, as it would in a cluster, which refuses such an edit.
+    pub keep: bool,
+}
+
+/// What the files say.
+#[derive(Debug, Default)]
+pub struct Configuration {
+    /// `RpopSettings`, or the defaults.
+    pub settings: Settings,
+    /// The records that can be polled (or are Disabled), in the order of their
+    /// keys.
+    pub records: Vec<Arc<WorkItem>>,
+    /// Records with `pollEvery: Never`.
+    pub skipped: Vec<RecordKey>,
+    /// Records that cannot be polled, and why.
+    pub problems: BTreeMap<RecordKey, Problem>,
+    /// The Secrets and ConfigMaps.
+    pub secrets: MemorySecrets,
+    /// All findings, in the order of files and lines.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The files that were read.
+    pub files: Vec<Arc<Path>>,
+    /// The file of each record, as an index of `files`.
+    origins: Vec<u32>,
+    /// Files of which a part could not be read.
+    broken: Vec<Arc<Path>>,
+    settings_broken: bool,
+}
+
+impl Configuration {
+    /// Reads the files and folders `paths`. What is wrong with single files
+    /// and documents is in [`Configuration::diagnostics`].
+    ///
+    /// This reads the disk: call it where blocking is allowed.
+    ///
+    /// # Errors
+    /// When one of `paths` itself is not there or cannot be read.
+    pub fn load(paths: &[PathBuf]) -> Result<Self, LoadError> {
+        let mut loader = loader::Loader::new();
+        for path in files::list(paths)? {
+            loader.file(&path);
+        }
+        Ok(resolve::configuration(loader))
+    }
+
+    /// Whether anything is wrong: `rpop run --once` and `rpop check` exit
+    /// with 2 then.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|finding| finding.severity == Severity::Error)
+    }
+
+    /// The records' keys, polled or not.
+    pub fn keys(&self) -> impl Iterator<Item = &RecordKey> {
+        self.records.iter().map(|item| &item.key).chain(self.problems.keys())
+    }
+
+    /// After a live change: what cannot be read now stays as it was in
+    /// `before`. That is records and settings with errors, and everything that
+    /// has vanished from a file of which a part cannot be read. A record that
+    /// was taken out of a sound file, or whose Secret or domain was, does not
+    /// stay.
+    pub fn keep_from(&mut self, before: &Self) {
+        if self.settings_broken {
+            self.settings = before.settings.clone();
+        }
+        if !self.broken.is_empty() {
+            self.secrets.fill_from(&before.secrets);
+        }
+        let known: std::collections::HashSet<&RecordKey> =
+            self.records.iter().map(|item| &item.key).chain(&self.skipped).collect();
+        let kept: Vec<(Arc<WorkItem>, Arc<Path>)> = before
+            .records
+            .iter()
+            .zip(&before.origins)
+            .filter_map(|(item, origin)| {
+                let file = usize::try_from(*origin).ok().and_then(|origin| before.files.get(origin))?;
+                let keep = match self.problems.get(&item.key) {
+                    Some(problem) => problem.keep,
+                    None => self.broken.contains(file),
+                };
+                (keep && !known.contains(&item.key)).then(|| (Arc::clone(item), Arc::clone(file)))
+            })
+            .collect();
+        let mut places: HashMap<Arc<Path>, u32> = HashMap::new();
+        for (item, file) in kept {
+            self.problems.remove(&item.key);
+            let files = &mut self.files;
+            let origin = *places.entry(file).or_insert_with_key(|file| {
+                let at = files.iter().position(|known| known == file).unwrap_or_else(|| {
+                    files.push(Arc::clone(file));
+                    files.len() - 1
+                });
+                u32::try_from(at).unwrap_or(u32::MAX)
+            });
+            self.records.push(item);
+            self.origins.push(origin);
+        }
+        let mut both: Vec<_> = self.records.drain(..).zip(self.origins.drain(..)).collect();
+        both.sort_by(|(a, _), (b, _)| a.key.cmp(&b.key));
+        (self.records, self.origins) = both.into_iter().unzip();
+    }
+
+    /// All findings as a compiler would print them, and a last line that
+    /// counts them.
+    pub fn report(&self) -> String {
+        let count = |severity| self.diagnostics.iter().filter(|finding| finding.severity == severity).count();
+        let number = |count: usize, what: &str| match count {
+            1 => format!("1 {what}"),
+            count => format!("{count} {what}s"),
+        };
+        let mut text: String =
+            self.diagnostics.iter().flat_map(|finding| [finding.to_string(), "\n".into()]).collect();
+        text.push_str(&number(self.records.len(), "record"));
+        text.push_str(" in ");
+        text.push_str(&number(self.files.len(), "file"));
+        let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+        for (count, what) in [(errors, "error"), (warnings, "warning")] {
+            if count > 0 {
+                text.push_str(", ");
+                text.push_str(&number(count, what));
+            }
+        }
+        if errors + warnings == 0 {
+            text.push_str(", nothing is wrong");
+        }
+        text.push('\n');
+        text
+    }
+}

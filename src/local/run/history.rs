@@ -1,0 +1,71 @@
+//! What is said of a poll, and what one run tells the next.
+
+use std::time::Duration;
+
+use crate::domain::code::Code;
+use crate::domain::work::WorkItem;
+use crate::engine::report::Report;
+use crate::engine::scheduler::{Moment, Past};
+use crate::local::status::RecordStatus;
+
+/// Logs what a poll came to. A failure that lasts is told once, and again when
+/// it becomes another one or ends.
+pub(super) fn say(item: &WorkItem, report: &Report, told: Option<Code>, next: Option<Duration>) {
+    let key = &item.key;
+    let counters = &report.counters;
+    let took = report.took.as_secs_f64();
+    let next = next.map(|next| format!("{}s", next.as_secs())).unwrap_or_default();
+    if let Some(refused) = &report.refused {
+        tracing::error!(record = %key, code = %Code::MessageRejected, "a message was refused or set aside: {refused}");
+    }
+    match &report.result {
+        Ok(()) if counters.fetched > 0 || counters.deleted > 0 || told.is_some() => tracing::info!(
+            record = %key,
+            "{} of {} messages delivered, {} deleted, {} octets, {took:.1} s",
+            counters.delivered, counters.listed, counters.deleted, counters.bytes,
+        ),
+        Ok(()) => {
+            tracing::debug!(record = %key, "nothing new among {} messages, {took:.1} s", counters.listed);
+        }
+        Err(error) if error.code == Code::Interrupted => {
+            tracing::info!(record = %key, "{}: {} messages delivered", error.message, counters.delivered);
+        }
+        Err(error) if told == Some(error.code) => {
+            tracing::warn!(record = %key, code = %error.code, next, "still: {}", error.message);
+        }
+        Err(error) => tracing::error!(record = %key, code = %error.code, next, "{}", error.message),
+    }
+}
+
+/// What the scheduler wants to know of earlier runs.
+pub(super) fn past(status: &RecordStatus, once: bool) -> Past {
+    let code = status.error.as_ref().map(|error| error.code);
+    // Whether its host answered at the last poll, however that ended.
+    let silent = matches!(
+        code,
+        Some(
+            Code::HostNotFound
+                | Code::HostUnreachable
+                | Code::TimedOut
+                | Code::AddressRefused
+                | Code::SelfPoll
+                | Code::TlsFailed
+                | Code::ServerBusy
+        )
+    );
+    let answered = status.last_poll.is_some() && !silent;
+    if once {
+        return Past { at_once: true, answered, ..Past::default() };
+    }
+    Past {
+        last_poll: status.last_poll.map(moment),
+        not_before: status.next_poll.filter(|_| code.is_some()).map(moment),
+        failures: status.error.as_ref().map_or(0, |error| u16::try_from(error.count).unwrap_or(u16::MAX)),
+        answered,
+        at_once: false,
+    }
+}
+
+pub(super) fn moment(unix: i64) -> Moment {
+    Moment(u64::try_from(unix).unwrap_or(0).saturating_mul(1000))
+}

@@ -1,0 +1,157 @@
+//! One poll of a run: watched, ended early where that repeats nothing, and
+//! heard by metrics, progress and scheduler.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+
+use crate::domain::code::Code;
+use crate::domain::work::{RecordKey, Settings, WorkItem};
+use crate::engine::ports::{Observer, Pending, Stage, Via};
+use crate::engine::report::{Counters, PollError, Report, Scope};
+use crate::telemetry::metrics::Metrics;
+
+/// Polls one record; the engine does.
+pub trait Poller: Send + Sync + 'static {
+    /// One poll. Ends at the next message when `stop` says so; may be dropped
+    /// at any time.
+    fn poll<'a>(
+        &'a self,
+        item: &'a WorkItem,
+        settings: &'a Settings,
+        stop: watch::Receiver<Stage>,
+    ) -> Pending<'a, Report>;
+}
+
+tokio::task_local! {
+    /// Set once the poll's maildrop is listed. Up to then nothing has been
+    /// fetched, and the poll may be dropped without repeating anything.
+    static HEARD: Arc<AtomicBool>;
+}
+
+/// The engine's observer in this run: metrics, progress, and the scheduler,
+/// which wants to know that a host answers.
+pub struct Relay {
+    metrics: Arc<Metrics>,
+    progress: Option<Arc<dyn Observer>>,
+    heard: mpsc::UnboundedSender<RecordKey>,
+}
+
+impl Relay {
+    /// The observer, and the end that [`Run`] listens to.
+    pub fn new(
+        metrics: Arc<Metrics>,
+        progress: Option<Arc<dyn Observer>>,
+    ) -> (Self, mpsc::UnboundedReceiver<RecordKey>) {
+        let (heard, listener) = mpsc::unbounded_channel();
+        (Self { metrics, progress, heard }, listener)
+    }
+
+    fn each(&self, tell: impl Fn(&dyn Observer)) {
+        tell(&*self.metrics);
+        if let Some(progress) = &self.progress {
+            tell(&**progress);
+        }
+    }
+}
+
+impl Observer for Relay {
+    fn surveyed(&self, key: &RecordKey, unseen: u64, octets: u64) {
+        // Outside of a run (a check) nobody listens.
+        if HEARD.try_with(|heard| heard.store(true, Ordering::Relaxed)).is_ok() {
+            // At the end of the run the listener is gone.
+            self.heard.send(key.clone()).ok();
+        }
+        self.each(|to| to.surveyed(key, unseen, octets));
+    }
+
+    fn fetched(&self, key: &RecordKey, octets: u64) {
+        self.each(|to| to.fetched(key, octets));
+    }
+
+    fn delivered(&self, key: &RecordKey, via: Via) {
+        self.each(|to| to.delivered(key, via));
+    }
+
+    fn rejected(&self, key: &RecordKey, reason: &'static str) {
+        self.each(|to| to.rejected(key, reason));
+    }
+
+    fn duplicate(&self, key: &RecordKey) {
+        self.each(|to| to.duplicate(key));
+    }
+
+    fn uncertain(&self, key: &RecordKey) {
+        self.each(|to| to.uncertain(key));
+    }
+
+    fn committed(&self, took: Duration, ok: bool) {
+        self.each(|to| to.committed(took, ok));
+    }
+}
+
+pub(super) fn interrupted(why: &str) -> PollError {
+    PollError { code: Code::Interrupted, message: why.to_owned(), scope: Scope::Local }
+}
+
+pub(super) fn report_of(error: PollError, took: Duration) -> Report {
+    Report { result: Err(error), counters: Counters::default(), took, login_delay: None, refused: None }
+}
+
+/// One poll, ended early where that repeats nothing; a panic is its failure.
+pub(super) async fn guarded<P: Poller>(
+    poller: &P,
+    item: &WorkItem,
+    settings: &Settings,
+    stop: watch::Receiver<Stage>,
+    give_way: &Notify,
+) -> Report {
+    let started = Instant::now();
+    let poll = AssertUnwindSafe(watched(poller, item, settings, stop, give_way)).catch_unwind();
+    // The panic hook has logged where and why.
+    poll.await.unwrap_or_else(|_| {
+        let error = PollError {
+            code: Code::Internal,
+            message: "a defect of RPOP ended this poll; the log says where. Please report it".to_owned(),
+            scope: Scope::Local,
+        };
+        report_of(error, started.elapsed())
+    })
+}
+
+async fn watched<P: Poller>(
+    poller: &P,
+    item: &WorkItem,
+    settings: &Settings,
+    mut stop: watch::Receiver<Stage>,
+    give_way: &Notify,
+) -> Report {
+    let started = Instant::now();
+    let heard = Arc::new(AtomicBool::new(false));
+    let poll = poller.poll(item, settings, stop.clone());
+    let mut poll = std::pin::pin!(HEARD.scope(Arc::clone(&heard), poll));
+    let dropped = |why: &str| report_of(interrupted(why), started.elapsed());
+    loop {
+        tokio::select! {
+            biased;
+            report = &mut poll => return report,
+            () = give_way.notified() => {
+                if !heard.load(Ordering::Relaxed) {
+                    return dropped("its host said nothing while others waited");
+                }
+            }
+            changed = stop.changed() => {
+                let stage = if changed.is_ok() { *stop.borrow_and_update() } else { Stage::Aborting };
+                // Before the listing nothing has been fetched: no need to wait.
+                if stage == Stage::Aborting || (stage == Stage::Draining && !heard.load(Ordering::Relaxed)) {
+                    return dropped("ended by a shutdown or a change");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,579 @@
+//! The engine alone: real sockets and scripted servers on either side, and a
+//! ledger in memory that can be made to fail.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rpop::domain::code::Code;
+use rpop::domain::envelope::Mailbox;
+use rpop::domain::ledger::{Change, Ledger, State};
+use rpop::domain::work::{
+    AuthChoice, Checkpoint, Destination, Endpoint, Limits, MailHost, OnReject, OnUidChange, RecordKey,
+    Remote, SecretKind, SecretRef, Settings, TlsMode, TlsPolicy, WorkItem,
+};
+use rpop::engine::Engine;
+use rpop::engine::ports::{LedgerError, LedgerStore, Pending, SecretError, Secrets, Stage, Unobserved};
+use rpop::engine::report::Report;
+use rpop::engine::sink::MailPool;
+use rpop::net::Connector;
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use crate::support::dovecot::PASSWORD;
+use crate::support::mail::message;
+use crate::support::pop3::{self, FakePop3, Mail, Pop3};
+use crate::support::smtp::{self, FakeSmtp, Smtp};
+
+struct OnePassword;
+
+impl Secrets for OnePassword {
+    fn get<'a>(&'a self, _: &'a SecretRef) -> Pending<'a, Result<Zeroizing<Vec<u8>>, SecretError>> {
+        Box::pin(async { Ok(Zeroizing::new(PASSWORD.as_bytes().to_vec())) })
+    }
+}
+
+/// Keeps ledgers in memory.
+#[derive(Default)]
+struct Memory {
+    ledgers: Mutex<HashMap<RecordKey, Ledger>>,
+    commits: AtomicUsize,
+    fails: AtomicBool,
+}
+
+impl LedgerStore for Memory {
+    fn load<'a>(&'a self, key: &'a RecordKey) -> Pending<'a, Result<Ledger, LedgerError>> {
+        let known = self.ledgers.lock().unwrap().get(key).cloned();
+        Box::pin(async move { Ok(known.unwrap_or_else(|| Ledger::new([7; 16]))) })
+    }
+
+    fn commit<'a>(
+        &'a self,
+        key: &'a RecordKey,
+        ledger: &'a mut Ledger,
+        changes: Vec<Change>,
+    ) -> Pending<'a, Result<(), LedgerError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            if self.fails.load(Ordering::SeqCst) {
+                return Err(LedgerError::Unavailable("the disk is full".into()));
+            }
+            self.commits.fetch_add(1, Ordering::SeqCst);
+            for change in &changes {
+                ledger.apply(change);
+            }
+            self.ledgers.lock().unwrap().insert(key.clone(), ledger.clone());
+            Ok(())
+        })
+    }
+}
+
+/// An engine between a scripted maildrop and a scripted destination.
+struct Bench {
+    engine: Engine,
+    memory: Arc<Memory>,
+    item: WorkItem,
+    settings: Settings,
+    _stop: watch::Sender<Stage>,
+    stage: watch::Receiver<Stage>,
+}
+
+impl Bench {
+    fn new(from: &FakePop3, to: &FakeSmtp) -> Self {
+        let connector = Arc::new(Connector::new());
+        let secrets: Arc<dyn Secrets> = Arc::new(OnePassword);
+        let memory = Arc::new(Memory::default());
+        let engine = Engine {
+            sink: Arc::new(MailPool::new(Arc::clone(&connector), Arc::clone(&secrets), "test.host".into())),
+            connector,
+            secrets,
+            ledgers: Arc::clone(&memory) as _,
+            observer: Arc::new(Unobserved),
+            host_name: "test.host".into(),
+            trace_key: [9; 16],
+        };
+        let password = SecretRef {
+            kind: SecretKind::Secret,
+            namespace: "mail".into(),
+            name: "pw".into(),
+            key: "password".into(),
+        };
+        let host = MailHost {
+            endpoint: Endpoint::Tcp("127.0.0.1".into(), to.port()),
+            ehlo_name: None,
+            tls: TlsPolicy { mode: TlsMode::None, ..TlsPolicy::default() },
+            auth: None,
+            detail_separator: "+".into(),
+            null_sender_without_dsn: true,
+        };
+        let item = WorkItem {
+            key: RecordKey { namespace: "mail".into(), name: "first".into() },
+            uid: 1,
+            account: Mailbox::parse("bob@local.test").unwrap(),
+            remote: Remote {
+                host: "127.0.0.1".into(),
+                port: from.port(),
+                account: "alice".into(),
+                password,
+                auth: AuthChoice::Auto,
+                apop: false,
+                tls: Arc::new(TlsPolicy { mode: TlsMode::None, ..TlsPolicy::default() }),
+            },
+            interval: None,
+            leave: false,
+            keep_for_days: None,
+            delete_seen: false,
+            mailbox: None,
+            destination: Arc::new(Destination {
+                domain: "local.test".into(),
+                smtp: Some(host),
+                lmtp: None,
+                maildir: None,
+            }),
+            postmaster: Some(Mailbox::parse("postmaster@local.test").unwrap()),
+            limits: Limits { message_size: None, messages_per_session: None },
+            on_reject: OnReject::Leave,
+            on_uid_change: OnUidChange::Pause,
+            source_address: None,
+        };
+        let (stop, stage) = watch::channel(Stage::Running);
+        let mut settings = Settings { allow_self_poll: true, ..Settings::default() };
+        settings.timeouts.data = Duration::from_secs(2);
+        Self { engine, memory, item, settings, _stop: stop, stage }
+    }
+
+    async fn poll(&self) -> Report {
+        let poll = self.engine.poll(&self.item, &self.settings, self.stage.clone());
+        tokio::time::timeout(Duration::from_mins(1), poll).await.expect("a poll ends")
+    }
+
+    async fn poll_well(&self) -> Report {
+        let report = self.poll().await;
+        assert!(report.result.is_ok(), "{report:?}");
+        report
+    }
+
+    fn ledger(&self) -> Ledger {
+        self.memory.ledgers.lock().unwrap().get(&self.item.key).cloned().unwrap_or_default()
+    }
+
+    /// How many entries are set aside.
+    fn quarantined(&self) -> usize {
+        self.ledger().iter().filter(|(_, entry)| matches!(entry.state, State::Quarantined { .. })).count()
+    }
+}
+
+fn once_each(to: &FakeSmtp, count: usize) {
+    let marks = to.marks();
+    assert_eq!(marks.len(), count, "{marks:?}");
+    assert!(marks.values().all(|times| *times == 1), "{marks:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_move_once_and_are_deleted() {
+    let from = Pop3::new().generated("m", 300, 3000).start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    let report = bench.poll_well().await;
+    assert_eq!((report.counters.delivered, report.counters.deleted), (300, 300));
+    once_each(&to, 300);
+    assert_eq!(from.uids().len(), 0);
+    for (arrived, mark) in to.messages().iter().map(|mail| (mail.original(), mail.mark())) {
+        assert_eq!(arrived, message(&mark, 3000));
+    }
+    let report = bench.poll_well().await;
+    assert_eq!(report.counters.fetched, 0);
+    assert_eq!(bench.ledger().len(), 0, "what is gone from the server is forgotten");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_every_size_come_whole() {
+    let sizes = [200, 4000, 70_000, 131_000, 131_500, 300_000, 3_000_000];
+    let mut from = Pop3::new();
+    for (at, size) in sizes.iter().enumerate() {
+        from = from.mail(&format!("u{at}"), &message(&format!("m-{at}"), *size));
+    }
+    let from = from.start();
+    for to in [Smtp::new().with("CHUNKING").start(), Smtp::new().start()] {
+        let mut bench = Bench::new(&from, &to);
+        bench.item.leave = true;
+        bench.poll_well().await;
+        once_each(&to, sizes.len());
+        for mail in to.messages() {
+            let at: usize = mail.mark().trim_start_matches("m-").parse().unwrap();
+            assert_eq!(mail.original(), message(&mail.mark(), sizes[at]));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_is_fetched_once() {
+    let from = Pop3::new().generated("m", 40, 500).start();
+    let to = Smtp::new().start();
+    let mut bench = Bench::new(&from, &to);
+    bench.item.leave = true;
+    bench.poll_well().await;
+    from.put("new", &message("new-1", 600));
+    bench.poll_well().await;
+    bench.poll_well().await;
+    once_each(&to, 41);
+    assert_eq!(from.uids().len(), 41);
+    assert_eq!(from.retrieved().len(), 41);
+}
+
+/// `checkpoint` bounds what is with the destination and not committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_is_handed_over_than_a_checkpoint_allows() {
+    let from = Pop3::new().generated("m", 100, 500).start();
+    let to = Smtp::new().start();
+    let mut bench = Bench::new(&from, &to);
+    bench.settings.checkpoint = Checkpoint { messages: 7, every: Duration::from_secs(5) };
+    bench.memory.fails.store(true, Ordering::SeqCst);
+    let report = bench.poll().await;
+    assert_eq!(report.result.unwrap_err().code, Code::LedgerUnwritable);
+    assert!((1..=7).contains(&to.accepted()), "{} accepted", to.accepted());
+    assert_eq!(from.uids().len(), 100, "nothing is deleted that is not committed");
+}
+
+// quirks: "A body containing `\n.\r\n` followed by text that looks like `+OK …`"
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_cannot_end_itself() {
+    let mut evil = message("evil-1", 400);
+    evil.extend_from_slice(b"a\n.\r\n+OK 5 octets\r\nFrom: x\r\n\r\nfake\r\n.x\r\nb\n.\nc\r.\r\nd\r\n");
+    let from = Pop3::new().mail("1", &evil).generated("m", 20, 500).start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    bench.poll_well().await;
+    once_each(&to, 21);
+    let evil = to.messages().into_iter().find(|mail| mail.mark() == "evil-1").unwrap();
+    assert!(evil.text().contains("fake\n.x\nb\n.\nc\n.\nd\n"), "{}", evil.text());
+}
+
+// quirks: "Unstuffed `CRLF.CRLF` mid-body (broken server)"
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_cut_by_an_unstuffed_dot_is_set_aside_and_the_rest_arrives() {
+    let mut raw = b"+OK\r\n".to_vec();
+    raw.extend_from_slice(&message("cut-1", 400));
+    raw.extend_from_slice(b"\r\n.\r\n+OK what now\r\nmore of it\r\n.\r\n");
+    let from = Pop3::new()
+        .generated("a", 5, 500)
+        .mail("bad", &vec![b'x'; 460])
+        .generated("b", 5, 500)
+        .script(move |call| {
+            if call.verb == "RETR" && call.number() == 6 {
+                pop3::Act::Say(raw.clone())
+            } else {
+                pop3::Act::Properly
+            }
+        })
+        .start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    let report = bench.poll().await;
+    assert_eq!(report.counters.quarantined, 1, "{report:?}");
+    once_each(&to, 10);
+    assert_eq!(from.uids(), ["bad"]);
+    assert_eq!(bench.quarantined(), 1);
+    let before = from.retrieved().len();
+    bench.poll_well().await;
+    assert_eq!(from.retrieved().len(), before, "it is not tried at every poll");
+}
+
+// quirks: "LIST size wrong or 0"
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_sizes_cost_time_and_nothing_else() {
+    let mut from = Pop3::new();
+    for at in 0..12 {
+        let size = [None, Some(0), Some(7), Some(1_000_000)][at % 4];
+        let octets = message(&format!("m-{at}"), 900);
+        from = from.mail_with(Mail { uid: format!("u{at}").into(), octets, size });
+    }
+    let from = from.start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    let report = bench.poll_well().await;
+    once_each(&to, 12);
+    assert_eq!(report.counters.quarantined, 0);
+    assert_eq!(from.uids().len(), 0);
+}
+
+// quirks: "An unsolicited extra reply between two messages"
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unsolicited_reply_is_noticed() {
+    let from = Pop3::new()
+        .generated("m", 10, 500)
+        .script(|call| {
+            if call.verb == "RETR" && call.number() == 4 {
+                pop3::Act::ProperlyThen(b"+OK surprise\r\n".to_vec())
+            } else {
+                pop3::Act::Properly
+            }
+        })
+        .start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    bench.poll().await;
+    let marks = to.marks();
+    assert!(marks.len() >= 9 && marks.values().all(|times| *times == 1), "{marks:?}");
+    for mail in to.messages() {
+        assert_eq!(mail.original(), message(&mail.mark(), 500), "no message is taken for another");
+    }
+}
+
+// quirks: "Terminator glued to the last line (Exchange 2000)"
+#[tokio::test(flavor = "multi_thread")]
+async fn a_glued_terminator_holds_up_only_its_message() {
+    let mut raw = b"+OK\r\n".to_vec();
+    raw.extend_from_slice(message("glued-1", 400).trim_ascii_end());
+    raw.extend_from_slice(b".\r\n");
+    let from = Pop3::new()
+        .mail("bad", &message("glued-1", 400))
+        .generated("m", 10, 500)
+        .script(move |call| {
+            if call.verb == "RETR" && call.number() == 1 {
+                pop3::Act::Say(raw.clone())
+            } else {
+                pop3::Act::Properly
+            }
+        })
+        .start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    let report = bench.poll().await;
+    assert_eq!(report.counters.quarantined, 1, "{report:?}");
+    once_each(&to, 10);
+    assert_eq!(from.uids(), ["bad"]);
+}
+
+// quirks: "A local 5xx neither bounces to a forged sender nor loses the message nor retries for ever"
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_messages_go_as_the_record_says() {
+    for (policy, left, arrived) in
+        [(OnReject::Leave, 1, 9), (OnReject::Discard, 0, 9), (OnReject::Postmaster, 0, 10)]
+    {
+        let from = Pop3::new().generated("m", 10, 500).start();
+        let refused = AtomicBool::new(false);
+        let to = Smtp::new()
+            .script(move |call| {
+                if call.verb == "." && call.holds("m-00003") && !refused.swap(true, Ordering::SeqCst) {
+                    smtp::Act::Say("554 5.7.1 we do not like it".into())
+                } else {
+                    smtp::Act::Properly
+                }
+            })
+            .start();
+        let mut bench = Bench::new(&from, &to);
+        bench.item.on_reject = policy;
+        let report = bench.poll_well().await;
+        assert_eq!(report.counters.rejected, 1);
+        once_each(&to, arrived);
+        assert_eq!(from.uids().len(), left, "{policy:?}");
+    }
+}
+
+// quirks: "Honour `LOGIN-DELAY n` and `EXPIRE 0` capabilities"
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_expires_at_once_hears_no_quit_while_mail_is_undelivered() {
+    let capabilities = ["UIDL", "USER", "PIPELINING", "EXPIRE 0", "LOGIN-DELAY 300"];
+    let from = Pop3::new().capabilities(Some(&capabilities)).generated("m", 4, 500).start();
+    let refused = AtomicBool::new(false);
+    let to = Smtp::new()
+        .script(move |call| {
+            if call.verb == "." && call.holds("m-00002") && !refused.swap(true, Ordering::SeqCst) {
+                smtp::Act::Say("451 4.3.0 later".into())
+            } else {
+                smtp::Act::Properly
+            }
+        })
+        .start();
+    let mut bench = Bench::new(&from, &to);
+    bench.item.leave = true;
+    let report = bench.poll_well().await;
+    assert_eq!(report.login_delay, Some(Duration::from_mins(5)));
+    assert_eq!((report.counters.delivered, from.count("QUIT")), (3, 0));
+    bench.poll_well().await;
+    once_each(&to, 4);
+    assert_eq!(from.count("QUIT"), 1);
+}
+
+// quirks: "Equal UIDs for different messages in one listing"
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_uids_of_different_messages_lose_none_and_repeat_none() {
+    for leave in [true, false] {
+        let from = Pop3::new()
+            .mail("same", &message("a-1", 500))
+            .mail("same", &message("a-2", 500))
+            .mail("same", &message("a-3", 700))
+            .mail("own", &message("b-1", 500))
+            .start();
+        let to = Smtp::new().start();
+        let mut bench = Bench::new(&from, &to);
+        bench.item.leave = leave;
+        bench.poll_well().await;
+        once_each(&to, 4);
+        assert_eq!(from.uids().len(), if leave { 4 } else { 0 });
+        let retrieved = from.retrieved().len();
+        bench.poll_well().await;
+        bench.poll_well().await;
+        once_each(&to, 4);
+        assert_eq!(from.retrieved().len(), retrieved, "nothing is fetched for ever");
+        from.put("same", &message("a-4", 500));
+        bench.poll_well().await;
+        bench.poll_well().await;
+        once_each(&to, 5);
+    }
+}
+
+// quirks: "UIDL missing while `leave` is on"
+#[tokio::test(flavor = "multi_thread")]
+async fn without_uidl_mail_can_be_moved_but_not_left() {
+    let from = Pop3::new()
+        .generated("m", 10, 500)
+        .script(|call| if call.verb == "UIDL" { pop3::Act::line("-ERR what?") } else { pop3::Act::Properly })
+        .start();
+    let to = Smtp::new().start();
+    let mut bench = Bench::new(&from, &to);
+    bench.item.leave = true;
+    let error = bench.poll().await.result.unwrap_err();
+    assert_eq!(error.code, Code::UidlMissing);
+    assert!(error.message.contains("leave"), "{error}");
+    assert_eq!(to.accepted(), 0);
+    bench.item.leave = false;
+    bench.poll_well().await;
+    once_each(&to, 10);
+    assert_eq!(from.uids().len(), 0);
+    assert_eq!(bench.ledger().len(), 0);
+}
+
+// quirks: "DELE answered with garbage on some messages; QUIT answered `-ERR` or dropped"
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_that_did_not_happen_are_made_up_for() {
+    let acts = [
+        ("QUIT", pop3::Act::line("-ERR some messages not removed")),
+        ("QUIT", pop3::Act::Close),
+        ("DELE", pop3::Act::line("what is this")),
+        ("DELE", pop3::Act::Close),
+    ];
+    for (verb, act) in acts {
+        let from = Pop3::new()
+            .generated("m", 30, 500)
+            .script(move |call| {
+                let odd = call.session == 1 && call.verb == verb && (verb == "QUIT" || call.number() == 9);
+                if odd { act.clone() } else { pop3::Act::Properly }
+            })
+            .start();
+        let to = Smtp::new().start();
+        let bench = Bench::new(&from, &to);
+        bench.poll().await;
+        bench.poll_well().await;
+        once_each(&to, 30);
+        assert_eq!(from.uids().len(), 0, "nothing is orphaned");
+    }
+}
+
+// quirks: "A temporarily refused message in the middle of the mailbox is retried later"
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_refused_for_now_is_tried_at_the_next_poll() {
+    let from = Pop3::new().generated("m", 10, 500).start();
+    let times = AtomicUsize::new(0);
+    let to = Smtp::new()
+        .script(move |call| {
+            if call.verb == "." && call.holds("m-00003") && times.fetch_add(1, Ordering::SeqCst) == 0 {
+                smtp::Act::Say("451 4.3.0 later".into())
+            } else {
+                smtp::Act::Properly
+            }
+        })
+        .start();
+    let bench = Bench::new(&from, &to);
+    let report = bench.poll_well().await;
+    assert_eq!((report.counters.delivered, report.counters.deferred), (9, 1));
+    bench.poll_well().await;
+    once_each(&to, 10);
+    assert_eq!(from.uids().len(), 0);
+}
+
+// quirks: "connection lost after the dot and before the reply (outcome unknown): retried once"
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_outcome_is_tried_once_more_and_then_set_aside() {
+    let from = Pop3::new().generated("m", 3, 500).start();
+    let to = Smtp::new()
+        .extensions(&["SIZE 0"])
+        .script(|call| {
+            if call.verb == "." && call.holds("m-00001") { smtp::Act::Close } else { smtp::Act::Properly }
+        })
+        .start();
+    let bench = Bench::new(&from, &to);
+    bench.poll().await;
+    assert_eq!(bench.ledger().iter().filter(|(_, entry)| entry.state == State::Uncertain).count(), 1);
+    bench.poll().await;
+    assert_eq!(bench.quarantined(), 1);
+    bench.poll_well().await;
+    once_each(&to, 2);
+    assert_eq!(from.uids(), ["m-00001"]);
+    assert_eq!(from.retrieved().iter().filter(|uid| *uid == "m-00001").count(), 2);
+}
+
+// quirks: "mass UID change after a server migration"
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mass_change_of_uids_goes_as_the_record_says() {
+    for (policy, arrived) in
+        [(OnUidChange::Pause, 30), (OnUidChange::MatchMessageId, 31), (OnUidChange::Fetch, 31)]
+    {
+        let from = Pop3::new().generated("m", 30, 500).start();
+        let to = Smtp::new().start();
+        let mut bench = Bench::new(&from, &to);
+        (bench.item.leave, bench.item.on_uid_change) = (true, policy);
+        bench.poll_well().await;
+        from.edit(|mail| mail.iter_mut().for_each(|mail| mail.uid.insert(0, b'x')));
+        from.put("new", &message("new-1", 500));
+        let report = bench.poll().await;
+        match policy {
+            OnUidChange::Pause => assert_eq!(report.result.unwrap_err().code, Code::UidsChanged),
+            OnUidChange::MatchMessageId => {
+                assert_eq!((report.counters.delivered, report.counters.duplicates), (1, 30));
+            }
+            OnUidChange::Fetch => assert_eq!(report.counters.delivered, 31),
+        }
+        assert_eq!(to.marks().len(), arrived);
+        if policy != OnUidChange::Pause {
+            assert_eq!(bench.poll_well().await.counters.fetched, 0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_kept_and_a_raised_one_counts_at_once() {
+    let from = Pop3::new().mail("big", &message("big-1", 5000)).generated("m", 5, 500).start();
+    let to = Smtp::new().start();
+    let mut bench = Bench::new(&from, &to);
+    bench.item.limits = Limits { message_size: Some(1000), messages_per_session: Some(3) };
+    let report = bench.poll_well().await;
+    assert_eq!((report.counters.delivered, report.counters.quarantined), (3, 1));
+    bench.poll_well().await;
+    once_each(&to, 5);
+    bench.item.limits.message_size = None;
+    bench.poll_well().await;
+    once_each(&to, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_at_a_message_and_loses_nothing() {
+    let from = Pop3::new().generated("m", 400, 4000).start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    let (stop, stage) = watch::channel(Stage::Running);
+    let poll = bench.engine.poll(&bench.item, &bench.settings, stage);
+    let stopper = async {
+        while to.accepted() < 10 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        stop.send(Stage::Draining).unwrap();
+    };
+    let (report, ()) = tokio::join!(poll, stopper);
+    assert!(report.result.is_ok(), "{report:?}");
+    assert_eq!(report.counters.delivered, report.counters.deleted);
+    bench.poll_well().await;
+    once_each(&to, 400);
+}
