@@ -170,7 +170,17 @@ fn gmails_and_couriers_capabilities_are_understood() {
             "PIPELINING",
             "IMPLEMENTATION Courier",
         ],
-        &["UIDL USER", "", "  ", "LOGIN-DELAY", "LOGIN-DELAY x", "EXPIRE", "SASL", "\u{1}\u{2}"],
+        &[
+            "UIDL now and then",
+            "USER",
+            "",
+            "  ",
+            "LOGIN-DELAY",
+            "LOGIN-DELAY x",
+            "EXPIRE",
+            "SASL",
+            "\u{1}\u{2}",
+        ],
     ] {
         let rig = Rig::new(Pop3::new().capabilities(Some(list)).generated("m", 4, 300));
         rig.poll().expect(0);
