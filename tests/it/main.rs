@@ -24,4 +24,5 @@ mod parts;
 mod resources;
 mod session;
 mod support;
+mod surroundings;
 mod uidl;
