@@ -250,10 +250,10 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(30),
-            reply: Duration::from_secs(60),
-            data: Duration::from_secs(60),
-            after_dot: Duration::from_secs(600),
-            session: Duration::from_secs(3600),
+            reply: Duration::from_mins(1),
+            data: Duration::from_mins(1),
+            after_dot: Duration::from_mins(10),
+            session: Duration::from_hours(1),
         }
     }
 }
@@ -306,8 +306,8 @@ impl Default for Settings {
         Self {
             processors: 256,
             host_connections: 20,
-            delay_failed_hosts: Duration::from_secs(600),
-            delay_failed_accounts: Duration::from_secs(600),
+            delay_failed_hosts: Duration::from_mins(10),
+            delay_failed_accounts: Duration::from_mins(10),
             allow_self_poll: false,
             own_addresses: Vec::new(),
             allow_networks: Vec::new(),

@@ -146,12 +146,12 @@ impl Incoming {
 
     /// Takes a piece. Returns the job that streams the message, when it turns
     /// out to be large; parts for the stream are appended to `out`.
-    pub(super) fn push(&mut self, piece: Piece, judge: &Judgement<'_>, out: &mut Outgoing) -> Option<Job> {
+    pub(super) fn push(&mut self, piece: Piece, rules: &Judgement<'_>, out: &mut Outgoing) -> Option<Job> {
         self.digest.update(&piece.bytes);
         match &mut self.way {
             Way::Header(composer) => {
                 let composed = composer.push(piece)?;
-                self.judge(composed, judge);
+                self.judge(composed, rules);
             }
             Way::Hold => self.hold(piece),
             Way::Stream(sender) => out.push(sender, Part::Data(piece)),
@@ -165,8 +165,8 @@ impl Incoming {
         self.held.push(piece);
     }
 
-    fn judge(&mut self, composed: Composed, judge: &Judgement<'_>) {
-        self.message_id = composed.message_id.as_deref().map_or(0, |id| judge.keys.message_id(id));
+    fn judge(&mut self, composed: Composed, rules: &Judgement<'_>) {
+        self.message_id = composed.message_id.as_deref().map_or(0, |id| rules.keys.message_id(id));
         if !self.fetch.to_postmaster {
             if composed.own_trace {
                 self.rule =
@@ -175,7 +175,7 @@ impl Incoming {
                 let why =
                     format!("it has {} Received headers (limit {MAX_HOPS}): a mail loop", composed.hops);
                 self.rule = Some((Rule::Loop, why));
-            } else if judge.known.binary_search(&self.message_id).is_ok() {
+            } else if rules.known.binary_search(&self.message_id).is_ok() {
                 self.rule = Some((Rule::KnownMessageId, String::new()));
             }
         }
@@ -186,7 +186,7 @@ impl Incoming {
         self.growth = composed.growth;
         self.envelope = Some(Envelope {
             sender: composed.sender,
-            recipients: vec![judge.recipient.clone()],
+            recipients: vec![rules.recipient.clone()],
             size: None,
             utf8_header: composed.utf8,
             envid: None,
@@ -215,12 +215,12 @@ impl Incoming {
     }
 
     /// The message has ended; `octets` as the server counts them.
-    pub(super) fn end(mut self, octets: u64, judge: &Judgement<'_>) -> Ended {
+    pub(super) fn end(mut self, octets: u64, rules: &Judgement<'_>) -> Ended {
         self.way = match self.way {
             Way::Header(composer) => {
                 self.way = Way::Discard;
                 let composed = composer.finish();
-                self.judge(composed, judge);
+                self.judge(composed, rules);
                 self.way
             }
             way => way,
@@ -291,16 +291,12 @@ impl Outgoing {
         let Some((sender, _)) = self.parts.front() else { return std::future::pending().await };
         let sender = sender.clone();
         let permit = sender.reserve().await;
-        let Some((_, part)) = self.parts.pop_front() else { return None };
-        match permit {
-            Ok(permit) => {
-                permit.send(part);
-                None
-            }
-            Err(_) => {
-                self.withdraw(&sender);
-                Some(sender.clone())
-            }
+        let (_, part) = self.parts.pop_front()?;
+        if let Ok(permit) = permit {
+            permit.send(part);
+            return None;
         }
+        self.withdraw(&sender);
+        Some(sender.clone())
     }
 }

@@ -44,6 +44,7 @@ pub struct Engine {
 
 /// What a poll carries from one of its sessions to the next.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a finding of its own")]
 pub(super) struct Plan {
     /// Messages are fetched singly, each confirmed: something was out of step.
     pub(super) careful: bool,

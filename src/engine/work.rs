@@ -161,7 +161,7 @@ impl Work {
                 tally.counters.rejected += 1;
                 match uid {
                     Some(uid) if item.leave => {
-                        self.changes.push(Change::Put { uid, entry: entry(State::Kept) })
+                        self.changes.push(Change::Put { uid, entry: entry(State::Kept) });
                     }
                     Some(uid) => self
                         .durable_deletions

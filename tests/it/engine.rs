@@ -60,7 +60,9 @@ impl LedgerStore for Memory {
                 return Err(LedgerError::Unavailable("the disk is full".into()));
             }
             self.commits.fetch_add(1, Ordering::SeqCst);
-            changes.iter().for_each(|change| ledger.apply(change));
+            for change in &changes {
+                ledger.apply(change);
+            }
             self.ledgers.lock().unwrap().insert(key.clone(), ledger.clone());
             Ok(())
         })
@@ -285,7 +287,7 @@ async fn wrong_sizes_cost_time_and_nothing_else() {
     for at in 0..12 {
         let size = [None, Some(0), Some(7), Some(1_000_000)][at % 4];
         let octets = message(&format!("m-{at}"), 900);
-        from = from.mail_with(Mail { uid: format!("u{at}").into(), octets: octets.into(), size });
+        from = from.mail_with(Mail { uid: format!("u{at}").into(), octets, size });
     }
     let from = from.start();
     let to = Smtp::new().start();
@@ -530,7 +532,7 @@ async fn a_mass_change_of_uids_goes_as_the_record_says() {
         match policy {
             OnUidChange::Pause => assert_eq!(report.result.unwrap_err().code, Code::UidsChanged),
             OnUidChange::MatchMessageId => {
-                assert_eq!((report.counters.delivered, report.counters.duplicates), (1, 30))
+                assert_eq!((report.counters.delivered, report.counters.duplicates), (1, 30));
             }
             OnUidChange::Fetch => assert_eq!(report.counters.delivered, 31),
         }

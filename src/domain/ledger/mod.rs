@@ -218,7 +218,13 @@ impl Ledger {
         let mut slot = Slot::new(hash, kind, entry.size);
         (slot.day, slot.message_id, slot.digest) = (entry.day, entry.message_id, entry.digest);
         let at = match self.replaced_by(&slot) {
+            None if self.table.find(hash).next().is_none() => self.table.push(slot),
+            None => {
+                self.miss(hash, 0, 0);
+                self.table.push(slot)
+            }
             Some(at) => {
+                self.miss(hash, 0, 0);
                 let old = *self.table.slot_mut(at);
                 self.account_for_loss_of(&old);
                 if entry.size == 0 {
@@ -227,13 +233,11 @@ impl Ledger {
                 *self.table.slot_mut(at) = slot;
                 at
             }
-            None => self.table.push(slot),
         };
         self.kept += usize::from(kind == Kind::Kept);
         if let Some(detail) = detail {
             self.details.insert(identity(&slot), detail);
         }
-        self.miss(hash, 0, 0);
         at
     }
 

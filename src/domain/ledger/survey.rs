@@ -200,6 +200,7 @@ pub struct Survey<'a> {
 }
 
 /// What a known UID means before it is known whether it comes again.
+#[derive(Clone, Copy)]
 enum Verdict {
     Clear(Action),
     Ambiguous,
@@ -228,15 +229,22 @@ impl<'a> Survey<'a> {
         }
         self.found.listed += 1;
         let hash = self.ledger.hash(uid);
-        let Some(at) = self.ledger.table.find(hash).next() else {
+        let mut slots = self.ledger.table.find(hash);
+        let Some(at) = slots.next() else {
             self.strange += 1;
             self.fetch(number, hash, uid, None, false);
             return;
         };
-        if self.numbers[at] == 0 {
-            self.see_known(number, hash, uid, at);
-        } else {
+        if self.numbers[at] != 0 {
             self.see_again(number, hash, uid, at);
+        } else if slots.next().is_none() {
+            self.numbers[at] = number;
+            self.see_known(number, hash, uid, at, Verdict::Clear(self.action(at)));
+        } else {
+            for twin in self.ledger.table.find(hash) {
+                self.numbers[twin] = number;
+            }
+            self.see_known(number, hash, uid, at, self.verdict(hash));
         }
     }
 
@@ -246,11 +254,8 @@ impl<'a> Survey<'a> {
         self.void = true;
     }
 
-    fn see_known(&mut self, number: u32, hash: u64, uid: &[u8], at: usize) {
-        for twin in self.ledger.table.find(hash) {
-            self.numbers[twin] = number;
-        }
-        match self.verdict(hash) {
+    fn see_known(&mut self, number: u32, hash: u64, uid: &[u8], at: usize, verdict: Verdict) {
+        match verdict {
             Verdict::Ambiguous => self.fetch(number, hash, uid, None, true),
             Verdict::Clear(Action::Nothing) => self.found.known += 1,
             Verdict::Clear(Action::Wait) => self.found.waiting += 1,

@@ -489,7 +489,7 @@ impl<'a> Transfer<'a> {
                     if self.draining {
                         self.again.push(fetch);
                     } else {
-                        let why = format!("the server refused to hand it over: {}", reply);
+                        let why = format!("the server refused to hand it over: {reply}");
                         self.quarantine(&fetch, "retrieve", &why, None);
                     }
                 }
@@ -635,7 +635,7 @@ impl<'a> Transfer<'a> {
             Ok(Event::Reply { reply, .. }) if reply.is_ok() => self.plan.left_cleanly = true,
             // The deletions may not have happened: the ledger still knows them.
             Ok(_) => {
-                self.tally.note("the server refused QUIT: what it should delete is deleted by the next poll")
+                self.tally.note("the server refused QUIT: what it should delete is deleted by the next poll");
             }
             Err(error) => tracing::debug!(record = %self.context.item.key, "no answer to QUIT: {error}"),
         }

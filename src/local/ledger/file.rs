@@ -232,8 +232,8 @@ impl LedgerFile<'_> {
     fn create(&mut self, salt: [u8; 16], lines: &[u8], count: u64) -> Result<Mark, LedgerError> {
         let mut text = text::header(salt);
         text.extend_from_slice(lines);
+        let temporary = temporary(self.path);
         let created = create_folder(parent(self.path)).and_then(|()| {
-            let temporary = temporary(self.path);
             let mut file = create_file(&temporary)?;
             self.disk.write(&mut file, &text)?;
             self.disk.sync(&file)?;
@@ -244,6 +244,9 @@ impl LedgerFile<'_> {
             self.doubt.name = false;
             Ok(object)
         });
+        if created.is_err() {
+            discard(&temporary);
+        }
         let object = created.map_err(|error| self.unwritable(&error))?;
         Ok(Mark { object, version: 0, length: text.len() as u64, lines: count })
     }
@@ -254,8 +257,7 @@ impl LedgerFile<'_> {
         let temporary = temporary(self.path);
         let compacted = self.compact_by(&temporary, today);
         if compacted.is_err() {
-            // It may not be there at all.
-            fs::remove_file(&temporary).unwrap_or_default();
+            discard(&temporary);
         }
         compacted
     }
@@ -408,6 +410,11 @@ impl Copy<'_> {
 fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.tmp"))
+}
+
+/// On a full disk it must not stay; it may not be there at all.
+fn discard(temporary: &Path) {
+    fs::remove_file(temporary).unwrap_or_default();
 }
 
 fn create_file(path: &Path) -> io::Result<File> {
