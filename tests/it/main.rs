@@ -14,6 +14,7 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod chaos;
 mod delivery;
 mod destination;
 mod engine;
