@@ -14,6 +14,7 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod chaos;
 mod delivery;
 mod destination;
 mod engine;
@@ -24,4 +25,5 @@ mod parts;
 mod resources;
 mod session;
 mod support;
+mod surroundings;
 mod uidl;
