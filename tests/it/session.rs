@@ -183,7 +183,8 @@ fn gmails_and_couriers_capabilities_are_understood() {
         ],
     ] {
         let rig = Rig::new(Pop3::new().capabilities(Some(list)).generated("m", 4, 300));
-        rig.poll().expect(0);
+        let run = rig.poll();
+        assert_eq!(run.code(), 0, "{list:?} {}", run.text());
         assert_eq!(rig.marks().len(), 4, "{list:?}");
     }
 }
