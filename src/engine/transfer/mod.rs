@@ -100,6 +100,8 @@ enum Step {
     Event(Result<Event, crate::pop3::Error>),
     /// The POP3 side has not heard from us for long.
     Quiet,
+    /// The session's deadline has passed, and its messages do not end.
+    Overdue,
     /// What was in flight when the session fell out of step does not come.
     Undrained,
 }
@@ -218,6 +220,11 @@ impl<'a> Transfer<'a> {
             if !self.stopping && (*stop.borrow() >= Stage::Draining || Instant::now() >= self.context.until) {
                 self.stopping = true;
             }
+            // Here as well as below: a server that floods us leaves no timer a
+            // chance.
+            if self.client.in_flight() > 0 && Instant::now() >= self.context.until + DRAIN {
+                return Err(self.on_overdue());
+            }
             self.ask();
             let idle = self.is_idle();
             if self.batch.is_due(idle) {
@@ -262,6 +269,7 @@ impl<'a> Transfer<'a> {
                 () = sleep_until(until), if !stopping => Step::Moved,
                 () = sleep_until(keepalive), if keep_alive => Step::Quiet,
                 () = sleep_until(drained_by), if draining => Step::Undrained,
+                () = sleep_until(until + DRAIN), if reading => Step::Overdue,
             };
             match step {
                 Step::Moved => {}
@@ -282,6 +290,7 @@ impl<'a> Transfer<'a> {
                     }
                 }
                 Step::Event(Err(error)) => return self.on_broken(&error),
+                Step::Overdue => return Err(self.on_overdue()),
                 Step::Undrained => {
                     self.in_step = false;
                     self.plan.careful = true;
@@ -403,6 +412,9 @@ impl<'a> Transfer<'a> {
                     let judge = self.context.judgement(&current.fetch);
                     let job = current.push(piece, &judge, &mut self.out);
                     self.held_octets = self.held_octets + current.held_octets() - before;
+                    if current.is_endless(self.context.item.limits.message_size) {
+                        return self.on_endless().map(Some);
+                    }
                     if let Some(job) = job {
                         let handed = Handed { taken: None, octets: 0, fetch: current.fetch.clone() };
                         self.ready.push_back((job, handed));
@@ -589,6 +601,36 @@ impl<'a> Transfer<'a> {
             None => {
                 Err(PollError { code: Code::ProtocolError, message: why.to_owned(), scope: Scope::Account })
             }
+        }
+    }
+
+    /// More comes than can be a message: the session is dropped, and the next
+    /// one goes on behind it.
+    fn on_endless(&mut self) -> Result<End, PollError> {
+        self.in_step = false;
+        let Some(current) = self.current.take() else { return Err(internal("no message flows")) };
+        self.abort_stream(&current);
+        if self.draining {
+            // Which message this is, is not certain here: one by one it will be.
+            self.plan.careful = true;
+        } else {
+            let why = "it is far longer than LIST or the record's limit says, and has no end";
+            self.quarantine(&current.fetch, "endless", why, None);
+        }
+        Ok(End::Again)
+    }
+
+    /// The session's time is up, and the server is not at the end of what it
+    /// was asked for.
+    fn on_overdue(&mut self) -> PollError {
+        self.in_step = false;
+        if let Some(current) = self.current.take() {
+            self.abort_stream(&current);
+        }
+        PollError {
+            code: Code::TimedOut,
+            message: "the session took longer than timeouts.session allows".to_owned(),
+            scope: Scope::Account,
         }
     }
 

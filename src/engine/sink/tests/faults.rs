@@ -246,6 +246,7 @@ async fn a_destination_that_cannot_be_reached_is_tried_once_a_poll() {
     assert_eq!(fake.state().refuse.len(), 9);
 }
 
+// quirks: "per-read and whole-session deadlines; no phase without a deadline"
 #[tokio::test(start_paused = true)]
 async fn silence_meets_a_deadline_in_every_phase() {
     let cases = [
@@ -303,12 +304,14 @@ async fn a_reply_to_nothing_ends_the_connection_not_the_mail() {
         );
         let results = deliver(smtp(&fake), (0..4).map(|id| job(id, &["a@b"])).collect()).await;
         assert_eq!(results.len(), 4);
-        // No message is taken for accepted that the server does not have.
+        // No message is taken for accepted that the server does not have; with
+        // BDAT a positive reply is like any other and cannot be told apart.
         let sure = results.iter().filter(|result| **result == Ok(accepted(1))).count();
-        assert!(sure <= fake.taken().len() + 2, "{announces:?} {results:?}");
+        assert!(sure <= fake.taken().len() || announces.contains(&"CHUNKING"), "{announces:?} {results:?}");
     }
 }
 
+// quirks: "Log lines and status messages escape and cap what servers sent."
 #[tokio::test]
 async fn garbage_instead_of_a_reply() {
     let fake = Fake::with(NO_CHUNKING, |_, what| {
