@@ -161,7 +161,10 @@ fn poll(manifests: &Path, folder: &Path) {
         .status()
         .expect("rpop runs");
     let code = status.code().unwrap_or(-1);
-    println!("  exit status {code} after {:.1} s: one record has a wrong password", start.elapsed().as_secs_f32());
+    println!(
+        "  exit status {code} after {:.1} s: one record has a wrong password",
+        start.elapsed().as_secs_f32()
+    );
     assert_eq!(code, 1, "0 is all good, 2 a wrong configuration");
 }
 
