@@ -42,7 +42,7 @@ fn pop3_trouble(dice: &Dice, call: &pop3::Call<'_>) -> pop3::Act {
         ("QUIT", 3) => Act::line("-ERR some were not removed"),
         ("DELE", 1 | 2) => Act::line("-ERR not now"),
         ("DELE", 3) => Act::line("gibberish"),
-        ("RETR", 1) => Act::line("-ERR not now"),
+        ("RETR", 1) => Act::line("-ERR it is gone"),
         ("RETR", 2) => Act::SayAndClose(b"+OK\r\nX-Rpop-Mark: torn\r\n\r\nhalf a li".to_vec()),
         ("RETR", 3) => Act::SayAndClose(b"+OK\r\nX-Rpop-Mark: torn\r\n\r\nhalf a li\r".to_vec()),
         ("RETR", 4) => Act::ProperlyThen(b"+OK\r\n".to_vec()),

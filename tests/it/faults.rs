@@ -8,7 +8,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use crate::support::mail::message;
+use crate::support::dovecot::Dovecot;
+use crate::support::mail::{census, census_arrived, message};
 use crate::support::manifest::{self, Record};
 use crate::support::pop3::{self, Pop3};
 use crate::support::proxy::{Proxy, Weather};
@@ -340,6 +341,38 @@ fn the_second_signal_aborts() {
     wait_until("its end", || !running.runs());
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     assert_eq!(rig.pop.uids().len(), 3);
+}
+
+#[test]
+fn real_servers_that_die_in_the_middle_lose_nothing() {
+    const COUNT: usize = 800;
+    let test = "real_servers_that_die_in_the_middle_lose_nothing";
+    let Some(mut provider) = Dovecot::start(test) else { return };
+    let Some(mut home) = Dovecot::start(test) else { return };
+    provider.add(["alice"]);
+    home.add(["alice"]);
+    let sent = provider.inbox("alice").fill_generated("real", COUNT, 3000);
+    let site = Site::for_delivery(&rpop::lmtp(home.lmtp));
+    site.settings(&[SHORT]);
+    site.record(&Record::plain(NAME, provider.pop3, "alice"));
+    for (moment, source) in [(50, true), (200, false), (400, true), (600, false)] {
+        let running = site.start_once();
+        wait_until("a moment to die at", || home.inbox("alice").count() >= moment);
+        let dying = if source { &mut provider } else { &mut home };
+        dying.halt();
+        let run = running.wait();
+        assert!(matches!(run.code(), 0 | 1), "{}", run.text());
+        dying.resume();
+    }
+    site.once().expect(0);
+    let found = census_arrived(&home.inbox("alice").read());
+    let wanted = census(sent.iter().map(Vec::as_slice));
+    assert!(wanted.keys().all(|digest| found.contains_key(digest)), "mail is lost");
+    assert!(found.keys().all(|digest| wanted.contains_key(digest)), "mail is torn");
+    assert_eq!(provider.inbox("alice").count(), 0);
+    // Only what the dying home had taken and not yet answered comes twice.
+    let repeated: usize = found.values().map(|count| count - 1).sum();
+    assert!(repeated <= 2 * 128, "{repeated} repeated");
 }
 
 #[test]
