@@ -302,7 +302,9 @@ async fn tls_material(secrets: &dyn Secrets, policy: &TlsPolicy) -> Result<TlsMa
 
 async fn secret(secrets: &dyn Secrets, at: &SecretRef) -> Result<Zeroizing<Vec<u8>>, PollError> {
     secrets.get(at).await.map_err(|error| match error {
-        SecretError::Missing(message) | SecretError::Unavailable(message) => local(Code::SecretMissing, message),
+        SecretError::Missing(message) | SecretError::Unavailable(message) => {
+            local(Code::SecretMissing, message)
+        }
     })
 }
 

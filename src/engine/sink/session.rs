@@ -141,7 +141,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Says QUIT without waiting for the answer.
     pub(super) fn farewell(mut self) {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        self.wire.put(|out| out.extend_from_slice(b"QUIT\r\n"));
+        self.wire.say(|out| out.extend_from_slice(b"QUIT\r\n"));
         drop(self.wire.poll_write(&mut cx));
     }
 
@@ -278,14 +278,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             let expect = match transaction.step {
                 Step::Reset => {
-                    self.wire.put(|out| out.extend_from_slice(b"RSET\r\n"));
+                    self.wire.say(|out| out.extend_from_slice(b"RSET\r\n"));
                     self.dirty = false;
                     transaction.step = Step::Mail;
                     Expected::Reset
                 }
                 Step::Mail => {
                     let (extensions, terms) = (&self.extensions, &self.terms);
-                    self.wire.put(|out| mail(out, &transaction.envelope, extensions, terms));
+                    self.wire.say(|out| mail(out, &transaction.envelope, extensions, terms));
                     transaction.step = Step::Rcpt(0);
                     Expected::Mail
                 }
@@ -296,7 +296,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     };
                     let dsn = self.extensions.dsn;
                     if let Some(to) = transaction.envelope.recipients.get(at) {
-                        self.wire.put(|out| command::rcpt(out, &to.address, to.notify, dsn));
+                        self.wire.say(|out| command::rcpt(out, &to.address, to.notify, dsn));
                     }
                     transaction.step = Step::Rcpt(at + 1);
                     Expected::Rcpt
@@ -321,7 +321,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                         transaction.step = Step::Body;
                         continue;
                     }
-                    self.wire.put(|out| out.extend_from_slice(b"DATA\r\n"));
+                    self.wire.say(|out| out.extend_from_slice(b"DATA\r\n"));
                     transaction.step = Step::Go;
                     Expected::Data
                 }
@@ -404,7 +404,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 } else {
                     // RFC 2920, section 3.1: it waits for a message that no
                     // recipient gets.
-                    self.wire.put(|out| out.extend_from_slice(b".\r\n"));
+                    self.wire.say(|out| out.extend_from_slice(b".\r\n"));
                     self.expected.push_back(Expected::Last);
                     transaction.outstanding += 1;
                     transaction.step = Step::Sent;

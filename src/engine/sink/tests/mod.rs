@@ -4,6 +4,7 @@ mod faults;
 mod lanes;
 mod protocol;
 mod tls_and_auth;
+mod transcripts;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
