@@ -8,6 +8,7 @@
 
 mod courier;
 mod dial;
+mod floor;
 mod network;
 mod pool;
 mod session;
