@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::BufMut;
+use bytes::{BufMut, BytesMut};
+use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite};
 use zeroize::Zeroizing;
 
 use super::Error;
 use super::command;
 use super::extension::Extensions;
-use super::reply::Reply;
+use super::reply::{DecodeError, Reply};
 use super::wire::Wire;
 
 /// Which of the two protocols is spoken.
@@ -86,10 +87,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             Protocol::Smtp => "EHLO",
             Protocol::Lmtp => "LHLO",
         };
-        self.wire.put(|out| command::hello(out, verb, name));
+        self.wire.say(|out| command::hello(out, verb, name));
         let reply = self.wire.exchange("reply to the greeting", self.reply).await?;
         if reply.is_permanent() && self.protocol == Protocol::Smtp {
-            self.wire.put(|out| command::hello(out, "HELO", name));
+            self.wire.say(|out| command::hello(out, "HELO", name));
             let reply = self.wire.exchange("reply to HELO", self.reply).await?;
             positive("HELO", reply)?;
             self.extensions = Extensions::default();
@@ -111,7 +112,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// in clear text; [`Error::Injected`] for octets behind the reply, which
     /// an attacker may have put there (CVE-2011-0411).
     pub async fn start_tls(mut self) -> Result<S, (Error, Option<Self>)> {
-        self.wire.put(|out| out.put_slice(b"STARTTLS\r\n"));
+        self.wire.say(|out| out.put_slice(b"STARTTLS\r\n"));
         let reply = match self.wire.exchange("reply to STARTTLS", self.reply).await {
             Ok(reply) => reply,
             Err(error) => return Err((error, None)),
@@ -138,26 +139,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         if self.extensions.auth_plain {
             let plain = Zeroizing::new([&b"\0"[..], credentials.user.as_bytes(), b"\0", password].concat());
             let token = Zeroizing::new(STANDARD.encode(&plain));
+            let secrets = [token.as_bytes(), password];
             // RFC 4954, section 4: the line with an initial response must fit
             // into the 512 octets of any command line.
             if token.len() <= 490 {
-                return self.last_step(&[b"AUTH PLAIN ", token.as_bytes()]).await;
+                return self.last_step("AUTH PLAIN", Some(token.as_bytes()), &secrets).await;
             }
-            self.challenge(&[b"AUTH PLAIN"]).await?;
-            return self.last_step(&[token.as_bytes()]).await;
+            self.challenge("AUTH PLAIN", None, &secrets).await?;
+            return self.last_step("", Some(token.as_bytes()), &secrets).await;
         }
         if self.extensions.auth_login {
             let user = Zeroizing::new(STANDARD.encode(&credentials.user));
-            let password = Zeroizing::new(STANDARD.encode(password));
-            self.challenge(&[b"AUTH LOGIN"]).await?;
-            self.challenge(&[user.as_bytes()]).await?;
-            return self.last_step(&[password.as_bytes()]).await;
+            let token = Zeroizing::new(STANDARD.encode(password));
+            let secrets = [user.as_bytes(), token.as_bytes(), password];
+            self.challenge("AUTH LOGIN", None, &secrets).await?;
+            self.challenge("", Some(user.as_bytes()), &secrets).await?;
+            return self.last_step("", Some(token.as_bytes()), &secrets).await;
         }
         Err(Error::NoMechanism)
     }
 
-    async fn challenge(&mut self, line: &[&[u8]]) -> Result<(), Error> {
-        let reply = self.auth_line(line).await?;
+    async fn challenge(&mut self, verb: &str, token: Option<&[u8]>, secrets: &[&[u8]]) -> Result<(), Error> {
+        let reply = self.auth_line(verb, token, secrets).await?;
         match reply.code() {
             334 => Ok(()),
             code if code >= 400 => Err(Error::Refused { to: "AUTH", reply }),
@@ -165,8 +168,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
-    async fn last_step(&mut self, line: &[&[u8]]) -> Result<(), Error> {
-        let reply = self.auth_line(line).await?;
+    async fn last_step(&mut self, verb: &str, token: Option<&[u8]>, secrets: &[&[u8]]) -> Result<(), Error> {
+        let reply = self.auth_line(verb, token, secrets).await?;
         if reply.is_intermediate() {
             // One challenge more than the mechanism has.
             return Err(Error::OutOfStep { to: "AUTH", reply });
@@ -174,14 +177,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         positive("AUTH", reply).map(drop)
     }
 
-    async fn auth_line(&mut self, line: &[&[u8]]) -> Result<Reply, Error> {
-        self.wire.put(|out| {
-            for part in line {
-                out.put_slice(part);
+    /// Sends a line of the exchange. A server that repeats what it was told
+    /// is not quoted.
+    async fn auth_line(
+        &mut self,
+        verb: &str,
+        token: Option<&[u8]>,
+        secrets: &[&[u8]],
+    ) -> Result<Reply, Error> {
+        let line = |out: &mut BytesMut| {
+            out.put_slice(verb.as_bytes());
+            if let Some(token) = token {
+                out.put_slice(if verb.is_empty() { b"" } else { b" " });
+                out.put_slice(token);
             }
             out.put_slice(b"\r\n");
-        });
-        self.wire.exchange("reply to AUTH", self.reply).await
+        };
+        if token.is_some() {
+            self.wire.say_secret(verb, line);
+        } else {
+            self.wire.say(line);
+        }
+        let repeats = |text: &[u8]| secrets.iter().any(|secret| memmem::find(text, secret).is_some());
+        let reply = match self.wire.exchange("reply to AUTH", self.reply).await {
+            Ok(reply) if repeats(reply.text()) => reply.without_text(),
+            Err(Error::Reply(DecodeError::Malformed(text))) if repeats(text.as_bytes()) => {
+                return Err(DecodeError::Malformed("***".to_owned()).into());
+            }
+            other => other?,
+        };
+        if token.is_some() {
+            self.wire.told(&reply);
+        }
+        Ok(reply)
     }
 
     /// The connection, ready for mail.
@@ -306,6 +334,22 @@ mod tests {
         let mut client = Client::greet(stream, Protocol::Smtp, REPLY).await.unwrap();
         client.hello("me").await.unwrap();
         client.authenticate(&long).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_server_that_repeats_a_secret_is_not_quoted() {
+        for said in ["500 5.5.2 what is AUTH PLAIN AHVzZXIAcGFzcw==?\r\n", "what is AHVzZXIAcGFzcw==\r\n"] {
+            let stream = server(&[
+                ("", "220 x\r\n"),
+                ("EHLO me", "250-x\r\n250 AUTH PLAIN\r\n"),
+                ("AUTH PLAIN AHVzZXIAcGFzcw==", said),
+            ]);
+            let mut client = Client::greet(stream, Protocol::Smtp, REPLY).await.unwrap();
+            client.hello("me").await.unwrap();
+            let error = client.authenticate(&secret()).await.unwrap_err();
+            let text = format!("{error} {error:?}");
+            assert!(text.contains("***") && !text.contains("AHVz"), "{text}");
+        }
     }
 
     #[tokio::test]

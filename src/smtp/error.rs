@@ -22,6 +22,14 @@ pub enum Error {
         /// How long.
         after: Duration,
     },
+    /// The server takes a message, but hardly.
+    #[error("the server took only {octets} octets in {} s, less than 1 KiB a second", over.as_secs())]
+    TooSlow {
+        /// Octets that it took.
+        octets: u64,
+        /// In so much time in which there was something to take.
+        over: Duration,
+    },
     /// A reply that is none, or one beyond all bounds.
     #[error(transparent)]
     Reply(#[from] DecodeError),
@@ -56,7 +64,7 @@ impl Error {
     /// Whether a later try may succeed without anybody changing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Io(_) | Self::Closed | Self::TimedOut { .. } => true,
+            Self::Io(_) | Self::Closed | Self::TimedOut { .. } | Self::TooSlow { .. } => true,
             Self::Refused { reply, .. } | Self::OutOfStep { reply, .. } => !reply.is_permanent(),
             Self::Reply(_) | Self::Injected | Self::NoMechanism | Self::Credentials => false,
         }
@@ -67,7 +75,7 @@ impl Error {
         match self {
             Self::Io(_) => "io",
             Self::Closed => "closed",
-            Self::TimedOut { .. } => "timeout",
+            Self::TimedOut { .. } | Self::TooSlow { .. } => "timeout",
             Self::Reply(_) | Self::OutOfStep { .. } => "protocol",
             Self::Refused { .. } => "refused",
             Self::Injected => "injected",

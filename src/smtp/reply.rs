@@ -38,6 +38,11 @@ impl Reply {
         self.text.split(|&octet| octet == b'\n')
     }
 
+    /// The same code with `***` for a text.
+    pub(super) fn without_text(&self) -> Self {
+        Self { code: self.code, text: Bytes::from_static(b"***") }
+    }
+
     /// 2yz.
     pub fn is_positive(&self) -> bool {
         self.code / 100 == 2

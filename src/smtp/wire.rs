@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io::IoSlice;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,13 +13,18 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::Error;
-use super::reply::{Decoder, Reply};
+use super::reply::{Decoder, Reply, shown};
 
 /// Below this a copy is cheaper than a segment of a vectored write.
 const SMALL: usize = 512;
 /// Segments of one vectored write.
 const SEGMENTS: usize = 64;
 const READ: usize = 4096;
+/// The target of transcripts.
+const TRANSCRIPT: &str = "rpop::transcript";
+
+/// Tells the connections of a transcript apart.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
 /// The two directions of a connection: octets queued for the server, and
 /// replies decoded from it. All methods named `poll_…` may be dropped and
@@ -34,6 +40,10 @@ pub struct Wire<S> {
     queued: u64,
     written: u64,
     unflushed: bool,
+    /// In transcripts.
+    number: u64,
+    /// The next reply is not for the transcript as it is.
+    hushed: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -48,6 +58,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             queued: 0,
             written: 0,
             unflushed: false,
+            number: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
+            hushed: false,
         }
     }
 
@@ -61,7 +73,49 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         (self.stream, self.input)
     }
 
-    /// Queues what `write` appends.
+    /// Queues the command line that `write` appends, and tells the transcript.
+    pub fn say(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let before = self.tail.len();
+        self.put(write);
+        let connection = self.number;
+        tracing::debug!(
+            target: TRANSCRIPT,
+            connection,
+            ">> {}",
+            shown(self.tail.get(before..).unwrap_or_default().trim_ascii_end())
+        );
+    }
+
+    /// Queues a line of which the transcript gets no more than `verb`, and
+    /// whose reply it gets by [`told`](Self::told) only: some servers repeat
+    /// what they did not understand.
+    pub fn say_secret(&mut self, verb: &str, write: impl FnOnce(&mut BytesMut)) {
+        self.put(write);
+        self.hushed = true;
+        let (connection, blank) = (self.number, if verb.is_empty() { "" } else { " " });
+        tracing::debug!(target: TRANSCRIPT, connection, ">> {verb}{blank}***");
+    }
+
+    /// Tells the transcript of octets of a message, which it does not get.
+    pub fn note_octets(&self, octets: u64, whole: bool) {
+        let (connection, end) = (self.number, if whole { "" } else { ", and then broken off" });
+        tracing::debug!(target: TRANSCRIPT, connection, ">> ({octets} octets{end})");
+    }
+
+    /// Tells the transcript of a reply.
+    pub fn told(&self, reply: &Reply) {
+        let connection = self.number;
+        if !tracing::enabled!(target: TRANSCRIPT, tracing::Level::DEBUG) {
+            return;
+        }
+        let mut lines = reply.lines().peekable();
+        while let Some(line) = lines.next() {
+            let mark = if lines.peek().is_some() { "-" } else { " " };
+            tracing::debug!(target: TRANSCRIPT, connection, "<< {}{mark}{}", reply.code(), shown(line));
+        }
+    }
+
+    /// Queues what `write` appends: nothing that the transcript should have.
     pub fn put(&mut self, write: impl FnOnce(&mut BytesMut)) {
         let before = self.tail.len();
         write(&mut self.tail);
@@ -151,6 +205,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             if !self.input.is_empty()
                 && let Some(reply) = self.decoder.decode(&mut self.input)?
             {
+                if !std::mem::take(&mut self.hushed) {
+                    self.told(&reply);
+                }
                 return Poll::Ready(Ok(reply));
             }
             self.input.reserve(READ);

@@ -273,7 +273,7 @@ impl<D: Dial> Way<D> {
             if !innocent {
                 counter.lost_in_row += 1;
             }
-            let timed_out = matches!(lost.error, Error::TimedOut { .. }) && !innocent;
+            let timed_out = matches!(lost.error, Error::TimedOut { .. } | Error::TooSlow { .. }) && !innocent;
             timed_out || counter.lost_in_row >= MOST_LOST
         };
         if !lost.aborted {

@@ -8,6 +8,7 @@
 
 mod courier;
 mod dial;
+mod floor;
 mod network;
 mod pool;
 mod session;
@@ -17,6 +18,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 pub use dial::{Dial, Trouble};
 pub use network::Network;
@@ -67,7 +69,8 @@ impl<D: Dial> MailSink for Pool<D> {
         let (outgoing, outcomes) = mpsc::unbounded_channel();
         let kept = self.shelves.of(protocol, host);
         let way = Way::new(Arc::clone(&self.dial), kept, host.clone(), terms, outgoing);
-        tokio::spawn(way.run(incoming));
+        // What it says is about the record whose poll this is.
+        tokio::spawn(way.run(incoming).in_current_span());
         Courier { jobs, outcomes }
     }
 }

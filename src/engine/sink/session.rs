@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::floor::Floor;
 use super::transaction::{Expected, Standing, Step, Transaction, body, mail, verdict};
 use crate::domain::work::Timeouts;
 use crate::engine::ports::{Content, Job, Outcome, Undelivered, Verdict};
@@ -97,6 +98,7 @@ pub(super) struct Session<S> {
     /// Messages accepted since then.
     pub(super) accepted: u64,
     progress: Instant,
+    floor: Floor,
     finished: Option<Instant>,
 }
 
@@ -115,6 +117,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             heard: 0,
             accepted: 0,
             progress: Instant::now(),
+            floor: Floor::default(),
             finished: None,
         }
     }
@@ -141,7 +144,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Says QUIT without waiting for the answer.
     pub(super) fn farewell(mut self) {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        self.wire.put(|out| out.extend_from_slice(b"QUIT\r\n"));
+        self.wire.say(|out| out.extend_from_slice(b"QUIT\r\n"));
         drop(self.wire.poll_write(&mut cx));
     }
 
@@ -155,35 +158,63 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         self.progress = Instant::now();
         let mut alarm = std::pin::pin!(tokio::time::sleep_until(self.progress + Duration::from_millis(10)));
         std::future::poll_fn(|cx| {
-            if let Poll::Ready(ended) = self.poll_work(cx, desk) {
-                return Poll::Ready(ended);
-            }
-            // The alarm is moved only when it rings: most of the time there
-            // has been progress by then.
-            while alarm.as_mut().poll(cx).is_ready() {
-                match self.deadline() {
-                    Some((at, awaited, after)) if at <= Instant::now() => {
-                        return Poll::Ready(Err(smtp::Error::TimedOut { awaited, after }.into()));
-                    }
-                    Some((at, ..)) => alarm.as_mut().reset(at),
-                    None => alarm.as_mut().reset(Instant::now() + Duration::from_secs(1)),
+            loop {
+                self.floor.wake();
+                if let Poll::Ready(ended) = self.poll_work(cx, desk) {
+                    return Poll::Ready(ended);
                 }
+                self.watch_floor()?;
+                let deadline = self.deadline();
+                if let Some((at, awaited, after)) = deadline
+                    && at <= Instant::now()
+                {
+                    return Poll::Ready(Err(smtp::Error::TimedOut { awaited, after }.into()));
+                }
+                // The alarm is moved only when it rings or would ring too
+                // late: most of the time there has been progress by then.
+                let due = deadline.map(|(at, ..)| at).into_iter().chain(self.floor.due()).min();
+                if let Some(due) = due
+                    && due < alarm.deadline()
+                {
+                    alarm.as_mut().reset(due);
+                }
+                if alarm.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                alarm.as_mut().reset(due.unwrap_or_else(|| Instant::now() + Duration::from_secs(1)));
             }
-            Poll::Pending
         })
         .await
+    }
+
+    /// Whether it is for the server to take octets of a message, and whether
+    /// it takes enough of them.
+    fn watch_floor(&mut self) -> Result<(), smtp::Error> {
+        let written = self.wire.written();
+        let flows = |transaction: &Transaction| {
+            transaction.step == Step::Body || transaction.end.is_some_and(|end| end > written)
+        };
+        if !self.transactions.iter().any(flows) {
+            self.floor.rest(written);
+        } else if self.wire.backlog() > 0 && !self.is_processing() {
+            self.floor.wait(written)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the server has the whole of a message and is to answer: it may
+    /// read nothing more before it is done with that.
+    fn is_processing(&self) -> bool {
+        let end = self.transactions.front().and_then(|front| front.end);
+        self.expected.front() == Some(&Expected::Last) && end.is_some_and(|end| end <= self.wire.written())
     }
 
     /// When, for what and after how long the server will have been waited for
     /// in vain; `None` while it is not its turn.
     fn deadline(&self) -> Option<(Instant, &'static str, Duration)> {
         let timeouts = &self.terms.timeouts;
-        let processed = self.transactions.front().and_then(|front| front.end);
         let (awaited, after) = match self.expected.front() {
-            // It may read nothing more before it is done with that message.
-            Some(Expected::Last) if processed.is_some_and(|end| end <= self.wire.written()) => {
-                ("reply to the message", timeouts.after_dot)
-            }
+            _ if self.is_processing() => ("reply to the message", timeouts.after_dot),
             _ if self.wire.backlog() > 0 => ("progress in sending", timeouts.data),
             Some(Expected::Chunk) => ("reply to a part of the message", timeouts.after_dot),
             Some(_) => ("reply", timeouts.reply),
@@ -278,14 +309,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             let expect = match transaction.step {
                 Step::Reset => {
-                    self.wire.put(|out| out.extend_from_slice(b"RSET\r\n"));
+                    self.wire.say(|out| out.extend_from_slice(b"RSET\r\n"));
                     self.dirty = false;
                     transaction.step = Step::Mail;
                     Expected::Reset
                 }
                 Step::Mail => {
                     let (extensions, terms) = (&self.extensions, &self.terms);
-                    self.wire.put(|out| mail(out, &transaction.envelope, extensions, terms));
+                    self.wire.say(|out| mail(out, &transaction.envelope, extensions, terms));
                     transaction.step = Step::Rcpt(0);
                     Expected::Mail
                 }
@@ -296,7 +327,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     };
                     let dsn = self.extensions.dsn;
                     if let Some(to) = transaction.envelope.recipients.get(at) {
-                        self.wire.put(|out| command::rcpt(out, &to.address, to.notify, dsn));
+                        self.wire.say(|out| command::rcpt(out, &to.address, to.notify, dsn));
                     }
                     transaction.step = Step::Rcpt(at + 1);
                     Expected::Rcpt
@@ -321,7 +352,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                         transaction.step = Step::Body;
                         continue;
                     }
-                    self.wire.put(|out| out.extend_from_slice(b"DATA\r\n"));
+                    self.wire.say(|out| out.extend_from_slice(b"DATA\r\n"));
                     transaction.step = Step::Go;
                     Expected::Data
                 }
@@ -404,7 +435,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 } else {
                     // RFC 2920, section 3.1: it waits for a message that no
                     // recipient gets.
-                    self.wire.put(|out| out.extend_from_slice(b".\r\n"));
+                    self.wire.say(|out| out.extend_from_slice(b".\r\n"));
                     self.expected.push_back(Expected::Last);
                     transaction.outstanding += 1;
                     transaction.step = Step::Sent;

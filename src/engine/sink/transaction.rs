@@ -90,6 +90,8 @@ pub(super) struct Transaction {
     pub(super) chunked: bool,
     /// What was sent of a stream ends a line.
     pub(super) line: bool,
+    /// Octets of the message that were queued by DATA.
+    pub(super) octets: u64,
     /// The position in the output behind the end of the message.
     pub(super) end: Option<u64>,
     pub(super) weight: u64,
@@ -149,6 +151,7 @@ impl Transaction {
             touched,
             chunked,
             line: true,
+            octets: 0,
             end: None,
             weight,
         }
@@ -234,6 +237,15 @@ pub(super) fn mail(out: &mut BytesMut, envelope: &Envelope, extensions: &Extensi
     command::mail(out, sender, parameters);
 }
 
+/// Ends a message of `octets`; `line` says that they end a line.
+fn dot<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, octets: u64, line: bool) {
+    if !line {
+        wire.push(Bytes::from_static(b"\r\n"));
+    }
+    wire.note_octets(octets + if line { 0 } else { 2 }, true);
+    wire.say(|out| out.extend_from_slice(b".\r\n"));
+}
+
 /// Queues of the message what may be queued. True when that was its end.
 pub(super) fn body<S: AsyncRead + AsyncWrite + Unpin>(
     wire: &mut Wire<S>,
@@ -242,7 +254,7 @@ pub(super) fn body<S: AsyncRead + AsyncWrite + Unpin>(
     pipelining: bool,
     cx: &mut Context<'_>,
 ) -> Result<bool, Lost> {
-    let Transaction { content, line, outstanding, chunked, touched, aborted, end, .. } = transaction;
+    let Transaction { content, line, outstanding, chunked, touched, aborted, octets, end, .. } = transaction;
     let mut expect = |what: Expected| {
         expected.push_back(what);
         *outstanding += 1;
@@ -253,7 +265,9 @@ pub(super) fn body<S: AsyncRead + AsyncWrite + Unpin>(
             if *chunked {
                 let length = pieces.iter().map(|piece| piece.unstuffed_len() as u64).sum::<u64>();
                 let line = pieces.last().is_none_or(|piece| piece.bytes.ends_with(b"\n"));
-                wire.put(|out| command::bdat(out, length + if line { 0 } else { 2 }, true));
+                let length = length + if line { 0 } else { 2 };
+                wire.say(|out| command::bdat(out, length, true));
+                wire.note_octets(length, true);
                 for piece in pieces.iter() {
                     piece.unstuffed().for_each(|octets| wire.push(octets));
                 }
@@ -263,7 +277,7 @@ pub(super) fn body<S: AsyncRead + AsyncWrite + Unpin>(
             } else {
                 pieces.iter().for_each(|piece| wire.push(piece.bytes.clone()));
                 let line = pieces.last().is_none_or(|piece| piece.bytes.ends_with(b"\n"));
-                wire.push(Bytes::from_static(if line { b".\r\n" } else { b"\r\n.\r\n" }));
+                dot(wire, pieces.iter().map(|piece| piece.bytes.len() as u64).sum(), line);
             }
             expect(Expected::Last);
             *end = Some(wire.queued());
@@ -287,7 +301,8 @@ pub(super) fn body<S: AsyncRead + AsyncWrite + Unpin>(
                     let length = piece.unstuffed_len() as u64;
                     if length > 0 {
                         *line = piece.bytes.ends_with(b"\n");
-                        wire.put(|out| command::bdat(out, length, false));
+                        wire.say(|out| command::bdat(out, length, false));
+                        wire.note_octets(length, true);
                         piece.unstuffed().for_each(|octets| wire.push(octets));
                         expect(Expected::Chunk);
                     }
@@ -296,14 +311,15 @@ pub(super) fn body<S: AsyncRead + AsyncWrite + Unpin>(
                     if !piece.is_empty() {
                         *line = piece.bytes.ends_with(b"\n");
                     }
+                    *octets += piece.bytes.len() as u64;
                     wire.push(piece.bytes);
                 }
                 Some(Part::End) => {
                     if *chunked {
-                        wire.put(|out| command::bdat(out, if *line { 0 } else { 2 }, true));
+                        wire.say(|out| command::bdat(out, if *line { 0 } else { 2 }, true));
                         wire.push(Bytes::from_static(if *line { b"" } else { b"\r\n" }));
                     } else {
-                        wire.push(Bytes::from_static(if *line { b".\r\n" } else { b"\r\n.\r\n" }));
+                        dot(wire, *octets, *line);
                     }
                     expect(Expected::Last);
                     *end = Some(wire.queued());
@@ -314,6 +330,7 @@ pub(super) fn body<S: AsyncRead + AsyncWrite + Unpin>(
                     if *chunked {
                         return Ok(true);
                     }
+                    wire.note_octets(*octets, false);
                     // Only the end of the connection ends DATA without a
                     // delivery (RFC 5321, section 4.1.1.4).
                     return Err(Lost { error: smtp::Error::Closed, farewell: true, aborted: true });

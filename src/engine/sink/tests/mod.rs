@@ -1,11 +1,14 @@
 //! A mail server in memory that can be told to misbehave, and tests against it.
 
 mod faults;
+mod floor;
 mod lanes;
 mod protocol;
 mod tls_and_auth;
+mod transcripts;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -76,6 +79,8 @@ struct State {
     /// How long the server works on each message.
     works: Duration,
     pipe: usize,
+    /// Octets that the server reads in a second; 0: as many as there are.
+    rate: Arc<AtomicUsize>,
 }
 
 pub(super) const ALL: &[&str] = &["PIPELINING", "CHUNKING", "SIZE 10000000", "8BITMIME", "SMTPUTF8", "DSN"];
@@ -106,6 +111,7 @@ impl Fake {
             refuse: VecDeque::new(),
             works: Duration::ZERO,
             pipe: 64 * 1024,
+            rate: Arc::default(),
         })))
     }
 
@@ -152,15 +158,16 @@ impl Dial for Fake {
     type Stream = DuplexStream;
 
     async fn connect(&self, _: &MailHost, _: Duration) -> Result<DuplexStream, Trouble> {
-        let (delay, refused, pipe) = {
+        let (delay, refused, pipe, rate) = {
             let mut state = self.state();
-            (state.delay, state.refuse.pop_front(), state.pipe)
+            (state.delay, state.refuse.pop_front(), state.pipe, Arc::clone(&state.rate))
         };
         tokio::time::sleep(delay * 2).await;
         if let Some(trouble) = refused {
             return Err(trouble);
         }
         let (ours, theirs) = tokio::io::duplex(pipe);
+        let ours = if pipe < 1024 { throttled(ours, rate) } else { ours };
         let ours = if delay.is_zero() { ours } else { delayed(ours, delay) };
         let connection = {
             let mut state = self.state();
@@ -368,6 +375,33 @@ pub(super) fn delayed(far: DuplexStream, delay: Duration) -> DuplexStream {
     let (middle_read, middle_write) = tokio::io::split(middle);
     tokio::spawn(carry(far_read, middle_write, delay));
     tokio::spawn(carry(middle_read, far_write, delay));
+    near
+}
+
+/// The near end of a line that carries `rate` octets a second to the far end.
+fn throttled(far: DuplexStream, rate: Arc<AtomicUsize>) -> DuplexStream {
+    let (near, middle) = tokio::io::duplex(64);
+    let (far_read, mut far_write) = tokio::io::split(far);
+    let (mut middle_read, middle_write) = tokio::io::split(middle);
+    tokio::spawn(carry(far_read, middle_write, Duration::ZERO));
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 64];
+        loop {
+            let rate = rate.load(Ordering::Relaxed);
+            let most = if rate == 0 { 64 } else { rate.min(64) };
+            let Ok(count @ 1..) = middle_read.read(&mut buffer[..most]).await else { break };
+            if far_write.write_all(&buffer[..count]).await.is_err() {
+                break;
+            }
+            if rate > 0 {
+                tokio::time::sleep(
+                    Duration::from_secs(1) * u32::try_from(count).unwrap() / u32::try_from(rate).unwrap(),
+                )
+                .await;
+            }
+        }
+        far_write.shutdown().await.ok();
+    });
     near
 }
 
