@@ -161,7 +161,7 @@ fn the_demonstration_proves_itself() {
         return;
     }
     let folder = crate::support::folder("demo");
-    let run = Running::start::<&str>(&mut Command::new(demo), &[], folder.path()).wait().expect(0);
+    let run = Running::start::<&str>(&demo, &[], folder.path()).wait().expect(0);
     assert!(!run.stdout.contains("WRONG"), "{}", run.stdout);
     run.says("2000 in INBOX    0 lost or changed, 0 repeated");
     run.says("nobody could log in");

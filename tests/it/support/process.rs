@@ -20,14 +20,7 @@ pub struct Daemon {
 impl Daemon {
     /// Starts `program args…`; what it prints goes into `log`.
     pub fn start(program: &Path, args: &[&str], log: &Path) -> Self {
-        let mut command = match super::program("setpriv") {
-            Some(setpriv) => {
-                let mut command = Command::new(setpriv);
-                command.args(["--pdeathsig", "TERM"]).arg(program);
-                command
-            }
-            None => Command::new(program),
-        };
+        let mut command = command(program, "TERM");
         let out = File::create(log).expect("a log file");
         command.args(args).stdin(Stdio::null()).process_group(0);
         command.stdout(out.try_clone().expect("a second handle")).stderr(out);
@@ -52,10 +45,23 @@ impl Drop for Daemon {
     }
 }
 
+/// Runs `program` so that the kernel sends it `signal` when we die without
+/// ending it, where `setpriv` is there to arrange that.
+pub fn command(program: &Path, signal: &str) -> Command {
+    match super::program("setpriv") {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", signal]).arg(program);
+            command
+        }
+        None => Command::new(program),
+    }
+}
+
 /// Starts a command from a thread that lives as long as the process: the
 /// signal for the parent's death is sent when the starting *thread* ends, and
 /// each test has a thread of its own.
-fn spawn(command: Command) -> std::io::Result<Child> {
+pub fn spawn(command: Command) -> std::io::Result<Child> {
     type Order = (Command, mpsc::SyncSender<std::io::Result<Child>>);
     static STARTER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
         let (orders, todo) = mpsc::channel::<Order>();

@@ -5,13 +5,14 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use tokio::time::Instant;
 
 use super::manifest::{self, Record};
+use super::process;
 
 /// A folder with manifests and a state folder.
 pub struct Site {
@@ -145,12 +146,12 @@ impl Site {
         if !args.contains(&"--once") && !args.contains(&"--listen") {
             all.extend(["--listen".as_ref(), OsStr::new("off")]);
         }
-        Running::start(&mut Command::new(binary()), &all, self.folder.path())
+        Running::start(&binary(), &all, self.folder.path())
     }
 
     /// `rpop ARGS`, to its end.
     pub fn rpop(&self, args: &[&str]) -> Run {
-        Running::start(&mut Command::new(binary()), args, self.folder.path()).wait()
+        Running::start(&binary(), args, self.folder.path()).wait()
     }
 }
 
@@ -188,12 +189,13 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a command with its output kept; the environment is clean of
+    /// Starts a program with its output kept; the environment is clean of
     /// what would change its ways.
-    pub fn start<S: AsRef<OsStr>>(command: &mut Command, args: &[S], work: &Path) -> Self {
+    pub fn start<S: AsRef<OsStr>>(program: &Path, args: &[S], work: &Path) -> Self {
         let folder = super::folder("run");
         let (stdout, stderr) = (folder.path().join("stdout"), folder.path().join("stderr"));
-        let child = command
+        let mut command = process::command(program, "KILL");
+        command
             .args(args)
             .current_dir(work)
             .env_remove("STATE_DIRECTORY")
@@ -202,9 +204,8 @@ impl Running {
             .stdin(Stdio::null())
             .stdout(File::create(&stdout).expect("a file"))
             .stderr(File::create(&stderr).expect("a file"))
-            .process_group(0)
-            .spawn()
-            .expect("rpop starts");
+            .process_group(0);
+        let child = process::spawn(command).expect("rpop starts");
         Self { child, stdout, stderr, since: Instant::now(), folder }
     }
 
