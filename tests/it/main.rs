@@ -17,6 +17,7 @@
 mod chaos;
 mod delivery;
 mod destination;
+mod docs;
 mod engine;
 mod faults;
 mod framing;
