@@ -11,6 +11,8 @@ run: bootstrap ## Shows RPOP at work: private mail servers, several mailboxes, e
 	@$(CARGO) build --quiet --bin rpop --example demo || $(CARGO) build --bin rpop --example demo
 	@target/debug/examples/demo
 
+# TESTFLAGS="name --nocapture" chooses tests; RPOP_BINARY=/path tries another
+# build of rpop; RPOP_CHAOS=1000 gives the random tests a night's work.
 .PHONY: test
 test: bootstrap ## All tests, real mail servers included
 	$(CARGO) build --quiet --example demo --bin rpop
