@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+mod disk;
+
 use super::*;
 use crate::domain::envelope::{Envelope, Mailbox, Recipient, ReversePath};
 use crate::domain::wire::stuff;
@@ -166,8 +168,7 @@ async fn what_is_in_the_way_is_told_with_its_path_and_harms_no_other_message() {
     assert_eq!(outcomes[1].result, Ok(vec![Verdict::Accepted]));
 }
 
-// A full disk, a read-only one and a folder of another user: /dev/full and
-// root's powers leave only the words to be tested here.
+// Also what `disk` cannot try not meet on every machine.
 #[test]
 fn advice_fits_the_error() {
     use std::io::{Error, ErrorKind};
