@@ -1,3 +1,5 @@
+mod disk;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -5,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-
-mod disk;
 
 use super::*;
 use crate::domain::envelope::{Envelope, Mailbox, Recipient, ReversePath};
@@ -168,7 +168,7 @@ async fn what_is_in_the_way_is_told_with_its_path_and_harms_no_other_message() {
     assert_eq!(outcomes[1].result, Ok(vec![Verdict::Accepted]));
 }
 
-// Also what `disk` cannot try not meet on every machine.
+// Also for errors that `disk` cannot bring about.
 #[test]
 fn advice_fits_the_error() {
     use std::io::{Error, ErrorKind};

@@ -423,7 +423,7 @@ fn throttled(far: DuplexStream, rate: Arc<AtomicUsize>) -> DuplexStream {
     let (mut middle_read, middle_write) = tokio::io::split(middle);
     tokio::spawn(carry(far_read, middle_write, Duration::ZERO));
     tokio::spawn(async move {
-        let mut buffer = vec![0; 64];
+        let mut buffer = [0; 64];
         loop {
             let rate = rate.load(Ordering::Relaxed);
             let most = if rate == 0 { 64 } else { rate.min(64) };
