@@ -13,7 +13,8 @@ run: bootstrap ## Shows RPOP at work: private mail servers, several mailboxes, e
 
 .PHONY: test
 test: bootstrap ## All tests, real mail servers included
-	$(CARGO) test --lib --tests --examples --no-fail-fast -- $(TESTFLAGS)
+	$(CARGO) build --quiet --example demo --bin rpop
+	$(CARGO) test --lib --tests --no-fail-fast -- $(TESTFLAGS)
 
 .PHONY: lint
 lint: bootstrap ## Format, clippy without a warning, licences and sources of dependencies

@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn the_table_tells_what_each_record_came_to() {
-        let summary = Summary { good: 9, failed: 1, refused: 0 };
+        let summary = Summary { good: 9, failed: 1, ..Summary::default() };
         let text = rows(10).summary(summary, Duration::from_secs(2));
         assert!(
             text.contains("mail/r0007       5    2          2        0        0  8.0 kB  0.25s  AuthFailed"),

@@ -145,7 +145,7 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     super::print(progress.summary(summary, started.elapsed()).as_bytes());
     Ok(match summary {
         _ if wrong => Exit::Misconfigured,
-        summary if summary.failed > 0 || summary.refused > 0 => Exit::Failed,
+        summary if summary.failed > 0 || summary.refused > 0 || summary.ended_early => Exit::Failed,
         _ => Exit::Good,
     })
 }
@@ -159,7 +159,7 @@ pub(super) async fn load(paths: Vec<PathBuf>) -> Result<Configuration, Failure> 
 }
 
 /// Logs what is to be said of the manifests.
-fn tell(findings: &[Diagnostic]) {
+fn tell<'a>(findings: impl IntoIterator<Item = &'a Diagnostic>) {
     for finding in findings {
         let line = finding.line();
         match (finding.severity, &finding.record) {
@@ -195,7 +195,8 @@ impl Reload {
                     continue;
                 }
             };
-            tell(&now.diagnostics);
+            // What was said before is not said again at each edit.
+            tell(now.diagnostics.iter().filter(|finding| !before.diagnostics.contains(finding)));
             self.metrics.configured(!now.has_errors());
             now.keep_from(&before);
             let retry = now

@@ -98,6 +98,8 @@ pub(super) struct Incoming {
     envelope: Option<Envelope>,
     /// Octets that the header has grown by.
     growth: i64,
+    /// Octets that came.
+    octets: u64,
 }
 
 /// What a header makes of a message.
@@ -121,7 +123,17 @@ impl Incoming {
             rule: None,
             envelope: None,
             growth: 0,
+            octets: 0,
         }
+    }
+
+    /// Whether far more came than LIST and the record's limit allow: it may
+    /// have no end.
+    pub(super) fn is_endless(&self, limit: Option<u64>) -> bool {
+        let twice = |octets: u64| octets.saturating_mul(2).saturating_add(16 << 20);
+        let listed = self.fetch.size.filter(|size| *size > 0);
+        let limit = limit.filter(|_| !self.fetch.to_postmaster);
+        listed.into_iter().chain(limit).any(|most| self.octets > twice(most))
     }
 
     /// Octets held in memory.
@@ -147,6 +159,7 @@ impl Incoming {
     /// Takes a piece. Returns the job that streams the message, when it turns
     /// out to be large; parts for the stream are appended to `out`.
     pub(super) fn push(&mut self, piece: Piece, rules: &Judgement<'_>, out: &mut Outgoing) -> Option<Job> {
+        self.octets += piece.bytes.len() as u64;
         self.digest.update(&piece.bytes);
         match &mut self.way {
             Way::Header(composer) => {

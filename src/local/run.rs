@@ -106,6 +106,8 @@ pub struct Summary {
     pub failed: u64,
     /// Messages that were refused, set aside or deferred.
     pub refused: u64,
+    /// A signal ended it, perhaps before all was done.
+    pub ended_early: bool,
 }
 
 /// What a run works with.
@@ -183,6 +185,7 @@ pub struct Run<P> {
     summary: Summary,
     /// Why hosts are left alone.
     failed_hosts: HashMap<(String, u16), LastError>,
+    hosts_changed: bool,
     past: BTreeMap<RecordKey, RecordStatus>,
 }
 
@@ -201,14 +204,15 @@ impl<P: Poller> Run<P> {
             stage: Stage::Running,
             summary: Summary::default(),
             failed_hosts: HashMap::new(),
+            hosts_changed: false,
             past,
             parts,
         };
         // A status whose record was removed while nothing ran.
-        for key in run.past.keys() {
-            if !desired.problems.contains_key(key) && !desired.items.iter().any(|item| item.key == *key) {
-                run.parts.statuses.remove(key);
-            }
+        let here: HashSet<&RecordKey> =
+            desired.items.iter().map(|item| &item.key).chain(desired.problems.keys()).collect();
+        for key in run.past.keys().filter(|key| !here.contains(key)) {
+            run.parts.statuses.remove(key);
         }
         run.apply(desired);
         if !once {
@@ -268,13 +272,16 @@ impl<P: Poller> Run<P> {
                 () = sleep_until(wake) => {}
                 () = sleep_until(stale) => {
                     stale = None;
+                    self.remember_hosts();
                     self.beat();
                 }
                 _ = beat.tick() => self.beat(),
             }
         }
         self.give_up_rest();
+        self.remember_hosts();
         self.beat();
+        self.summary.ended_early = self.stage != Stage::Running;
         self.summary
     }
 
@@ -502,7 +509,7 @@ impl<P: Poller> Run<P> {
             return;
         }
         let status = self.past.remove(&key).unwrap_or_default();
-        let past = past(&status, self.once);
+        let past = past(&status, self.once, self.settings.delay_failed_accounts);
         // One that comes back while its poll is still ending is mended, too.
         self.scheduler.put(&timing, past, true, now);
         self.records.insert(key, Record { item, status, told: None });
@@ -532,6 +539,14 @@ impl<P: Poller> Run<P> {
             }
             None if self.failed_hosts.remove(&host).is_none() => return,
             None => {}
+        }
+        self.hosts_changed = true;
+    }
+
+    /// Has the hosts that are left alone written, some changes at a time.
+    fn remember_hosts(&mut self) {
+        if !std::mem::take(&mut self.hosts_changed) {
+            return;
         }
         let hosts = self.scheduler.failed_hosts().filter_map(|(host, port, until)| {
             Some(FailedHost {

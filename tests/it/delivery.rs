@@ -1,6 +1,7 @@
 //! Whole polls between real servers: what a user set up is what happens.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::support::authority::Authority;
 use crate::support::dovecot::Dovecot;
@@ -8,6 +9,7 @@ use crate::support::mail::{census, census_arrived, message};
 use crate::support::manifest::{self, Record};
 use crate::support::pop3::Pop3;
 use crate::support::postfix::Postfix;
+use crate::support::proxy::{Proxy, Weather};
 use crate::support::raw::Raw;
 use crate::support::rpop::{self, Site};
 use crate::support::smtp::Smtp;
@@ -128,6 +130,27 @@ fn two_thousand_messages_arrive_once_and_unchanged() {
     site.once().expect(0);
     same(&home, "erin", None, &sent["erin"]);
     assert_eq!(provider.inbox("erin").count(), 0);
+}
+
+#[test]
+fn latency_is_paid_once_and_not_for_each_message() {
+    const COUNT: usize = 300;
+    let test = "latency_is_paid_once_and_not_for_each_message";
+    let Some((provider, home, sent)) = pair(test, &["alice", "bob"], COUNT) else { return };
+    let far = Proxy::delaying(provider.pop3, Duration::from_millis(50));
+    let beyond = Proxy::delaying(home.lmtp, Duration::from_millis(50));
+    let site = Site::for_delivery(&rpop::lmtp(beyond.port));
+    site.record(&Record::plain("far", far.port, "alice"));
+    let run = site.once().expect(0);
+    same(&home, "alice", None, &sent["alice"]);
+    // One round trip of 0.1 s a message and a side would be a minute.
+    assert!(run.took < Duration::from_secs(20), "{:?}", run.took);
+    // And where the server announces no PIPELINING it just takes longer.
+    let hiding = Proxy::start(provider.pop3, Weather { hide: Some("PIPELINING"), ..Weather::default() });
+    site.remove("record-far.yaml");
+    site.record(&Record::plain("old", hiding.port, "bob"));
+    site.once().expect(0);
+    same(&home, "bob", None, &sent["bob"]);
 }
 
 #[test]

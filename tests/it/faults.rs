@@ -8,10 +8,12 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use crate::support::mail::message;
+use crate::support::dovecot::Dovecot;
+use crate::support::mail::{census, census_arrived, message};
 use crate::support::manifest::{self, Record};
 use crate::support::pop3::{self, Pop3};
-use crate::support::rig::{NAME, Rig};
+use crate::support::proxy::{Proxy, Weather};
+use crate::support::rig::{NAME, Rig, SHORT};
 use crate::support::rpop::{self, Site};
 use crate::support::smtp::{self, Smtp};
 use crate::support::{is_root, skipped, wait_until};
@@ -82,6 +84,41 @@ fn a_connection_cut_at_any_octet_loses_nothing() {
     for accepted in rig.sink.mail() {
         let mark = accepted.message.mark();
         assert_eq!(accepted.message.original(), message(&mark, 600), "a torn message was accepted");
+    }
+}
+
+#[test]
+fn a_destination_cut_at_any_octet_loses_nothing() {
+    const COUNT: usize = 5;
+    let pop = Pop3::new().generated("c", COUNT, 600).start();
+    let sink = Smtp::lmtp().start();
+    // Each reply of the sink is cut off somewhere, in turn.
+    for octets in (0..420).step_by(23) {
+        let weather = Weather { cut_after: Some(octets), ..Weather::default() };
+        let proxy = Proxy::start(sink.port(), weather);
+        let site = Site::for_delivery(&rpop::lmtp(proxy.port));
+        site.settings(&[SHORT]);
+        site.record(&Record::plain(NAME, pop.port(), "alice").with("leave: true"));
+        let before = sink.marks();
+        let run = site.once();
+        assert!(matches!(run.code(), 0 | 1), "{}", run.text());
+        // Cut off behind its dot a message may come twice, and no other.
+        let unclear = site.once();
+        assert!(matches!(unclear.code(), 0 | 1), "{}", unclear.text());
+        let straight = Site::for_delivery(&rpop::lmtp(sink.port()));
+        straight.settings(&[SHORT]);
+        straight.record(&Record::plain(NAME, pop.port(), "alice").with("leave: true"));
+        std::fs::rename(&site.state, &straight.state).unwrap();
+        straight.once();
+        straight.once();
+        for at in 0..COUNT {
+            let mark = format!("c-{at:05}");
+            let came = sink.marks()[&mark] - before.get(&mark).copied().unwrap_or(0);
+            assert!((1..=3).contains(&came), "{mark} came {came} times with replies cut after {octets}");
+        }
+    }
+    for accepted in sink.mail() {
+        assert_eq!(accepted.message.original(), message(&accepted.message.mark(), 600), "torn");
     }
 }
 
@@ -264,12 +301,12 @@ fn a_manifest_that_the_user_cannot_read_is_named() {
 
 #[test]
 fn the_first_signal_drains() {
-    const COUNT: usize = 1500;
+    const COUNT: usize = 600;
     let slow = Smtp::lmtp().script(|call| match call.verb {
         "." => smtp::Act::Later(Duration::from_millis(20)),
         _ => smtp::Act::Properly,
     });
-    let rig = Rig::to(Pop3::new().generated("t", COUNT, 800), slow);
+    let rig = Rig::to(Pop3::new().generated("t", COUNT, 50_000), slow);
     let mut running = rig.site.start_once();
     wait_until("some mail", || rig.sink.accepted() >= 10);
     let asked = Instant::now();
@@ -304,6 +341,38 @@ fn the_second_signal_aborts() {
     wait_until("its end", || !running.runs());
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     assert_eq!(rig.pop.uids().len(), 3);
+}
+
+#[test]
+fn real_servers_that_die_in_the_middle_lose_nothing() {
+    const COUNT: usize = 800;
+    let test = "real_servers_that_die_in_the_middle_lose_nothing";
+    let Some(mut provider) = Dovecot::start(test) else { return };
+    let Some(mut home) = Dovecot::start(test) else { return };
+    provider.add(["alice"]);
+    home.add(["alice"]);
+    let sent = provider.inbox("alice").fill_generated("real", COUNT, 3000);
+    let site = Site::for_delivery(&rpop::lmtp(home.lmtp));
+    site.settings(&[SHORT]);
+    site.record(&Record::plain(NAME, provider.pop3, "alice"));
+    for (moment, source) in [(50, true), (200, false), (400, true), (600, false)] {
+        let running = site.start_once();
+        wait_until("a moment to die at", || home.inbox("alice").count() >= moment);
+        let dying = if source { &mut provider } else { &mut home };
+        dying.halt();
+        let run = running.wait();
+        assert!(matches!(run.code(), 0 | 1), "{}", run.text());
+        dying.resume();
+    }
+    site.once().expect(0);
+    let found = census_arrived(&home.inbox("alice").read());
+    let wanted = census(sent.iter().map(Vec::as_slice));
+    assert!(wanted.keys().all(|digest| found.contains_key(digest)), "mail is lost");
+    assert!(found.keys().all(|digest| wanted.contains_key(digest)), "mail is torn");
+    assert_eq!(provider.inbox("alice").count(), 0);
+    // Only what the dying home had taken and not yet answered comes twice.
+    let repeated: usize = found.values().map(|count| count - 1).sum();
+    assert!(repeated <= 2 * 128, "{repeated} repeated");
 }
 
 #[test]

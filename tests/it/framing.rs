@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::support::mail::{canonical, message};
 use crate::support::pop3::{Act, Mail, Pop3, retr_answer};
 use crate::support::rig::Rig;
+use crate::support::smtp::Smtp;
 
 /// A message with a mark and this body.
 fn with_body(mark: &str, body: &[u8]) -> Vec<u8> {
@@ -294,7 +295,7 @@ fn an_endless_header_or_line_in_a_message_takes_bounded_memory() {
     for octets in [&b"x"[..], b"X-Endless: header\r\n"] {
         let octets = octets.to_vec();
         let flood = octets.clone();
-        let rig = Rig::new(Pop3::new().generated("m", 2, 400).script(move |call| {
+        let pop = Pop3::new().generated("m", 2, 400).script(move |call| {
             if call.verb == "RETR" && call.number() == 1 {
                 let mut all = b"+OK\r\n".to_vec();
                 all.extend_from_slice(&flood);
@@ -302,8 +303,9 @@ fn an_endless_header_or_line_in_a_message_takes_bounded_memory() {
             } else {
                 Act::Properly
             }
-        }));
-        rig.site.settings(&["timeouts: {connect: 3s, reply: 3s, data: 3s, session: 6s}"]);
+        });
+        let rig = Rig::to(pop, Smtp::lmtp().counting_only());
+        rig.site.settings(&["timeouts: {connect: 3s, reply: 3s, data: 3s, session: 4s, afterDot: 3s}"]);
         let mut running = rig.site.start_once();
         let peak = peak_until_end(&mut running);
         let run = running.wait();

@@ -14,8 +14,10 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod chaos;
 mod delivery;
 mod destination;
+mod docs;
 mod engine;
 mod faults;
 mod framing;
@@ -24,4 +26,5 @@ mod parts;
 mod resources;
 mod session;
 mod support;
+mod surroundings;
 mod uidl;

@@ -170,12 +170,93 @@ fn gmails_and_couriers_capabilities_are_understood() {
             "PIPELINING",
             "IMPLEMENTATION Courier",
         ],
-        &["UIDL USER", "", "  ", "LOGIN-DELAY", "LOGIN-DELAY x", "EXPIRE", "SASL", "\u{1}\u{2}"],
+        &[
+            "UIDL now and then",
+            "USER",
+            "",
+            "  ",
+            "LOGIN-DELAY",
+            "LOGIN-DELAY x",
+            "EXPIRE",
+            "SASL",
+            "\u{1}\u{2}",
+        ],
     ] {
         let rig = Rig::new(Pop3::new().capabilities(Some(list)).generated("m", 4, 300));
-        rig.poll().expect(0);
+        let run = rig.poll();
+        assert_eq!(run.code(), 0, "{list:?} {}", run.text());
         assert_eq!(rig.marks().len(), 4, "{list:?}");
+        // quirks: "TOP truncates on some servers ...: use RETR."
+        assert_eq!(rig.pop.count("TOP"), 0);
     }
+}
+
+#[test]
+fn utf8_is_said_before_the_login_where_it_is_announced() {
+    // quirks: "Courier replaces a message with raw UTF-8 headers by a notice ... unless the client said `UTF8`"
+    for announced in [true, false] {
+        let mut list = vec!["USER", "UIDL", "TOP"];
+        if announced {
+            list.push("UTF8 USER");
+        }
+        let rig = Rig::new(Pop3::new().capabilities(Some(&list)).generated("m", 1, 300));
+        rig.poll().expect(0);
+        let verbs: Vec<String> = rig.pop.commands().into_iter().map(|(_, line)| line).collect();
+        let utf8 = verbs.iter().position(|line| line == "UTF8");
+        let login = verbs.iter().position(|line| line.starts_with("USER")).unwrap();
+        assert_eq!(utf8.is_some_and(|at| at < login), announced, "{verbs:?}");
+    }
+}
+
+#[test]
+fn a_client_certificate_is_shown_where_the_record_has_one() {
+    let authority = Authority::new();
+    let config = authority.server(&["127.0.0.1"]).server_config_for_clients_of(&authority);
+    let pop = Pop3::new().implicit_tls(config).generated("m", 2, 300).start();
+    let sink = Smtp::lmtp().start();
+    let site = Site::for_delivery(&rpop::lmtp(sink.port()));
+    site.settings(&[SHORT]);
+    site.secret("ca", "ca.crt", &authority.pem);
+    let record = Record::plain(NAME, pop.port(), "alice");
+    site.record(&record.clone().implicit());
+    site.once().expect(1);
+    assert_eq!((pop.logins(), sink.accepted()), (0, 0));
+    let client = authority.client("alice");
+    let pem = |text: &str| serde_json::Value::from(text).to_string();
+    site.write(
+        "client.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: client, namespace: mail}}\nstringData:\n  \
+             tls.crt: {}\n  tls.key: {}\n",
+            pem(&client.certificate),
+            pem(&client.key)
+        ),
+    );
+    site.record(&record.tls("{caRef: {name: ca, key: ca.crt}, clientCertificateSecretRef: {name: client}}"));
+    site.once().expect(0);
+    assert_eq!(sink.accepted(), 2);
+}
+
+#[test]
+fn a_name_whose_first_address_is_dead_is_reached_by_the_next() {
+    // `localhost` is ::1 too on most machines, and nothing listens there.
+    let rig = Rig::new(Pop3::new().generated("m", 1, 300));
+    let mut record = Record::plain(NAME, rig.pop.port(), "alice");
+    record.host = format!("localhost:{}", rig.pop.port());
+    rig.site.record(&record);
+    let run = rig.poll().expect(0);
+    assert!(run.took < Duration::from_secs(5), "{:?}", run.took);
+}
+
+#[test]
+fn without_uidl_mail_is_fetched_and_deleted_where_it_is_not_to_be_kept() {
+    let rig =
+        Rig::new(Pop3::new().capabilities(None).generated("m", 5, 300).script(|call| match call.verb {
+            "UIDL" => Act::line("-ERR unknown command"),
+            _ => Act::Properly,
+        }));
+    rig.poll().expect(0);
+    assert_eq!((rig.marks().len(), rig.pop.uids().len()), (5, 0));
 }
 
 #[test]
@@ -271,7 +352,7 @@ fn a_connection_that_ends_at_any_phase_loses_nothing() {
 }
 
 #[test]
-fn twenty_thousand_deletions_are_made_in_batches() {
+fn thousands_of_deletions_are_made_in_batches() {
     // quirks: "20 000 DELEs in one session: commit in batches by QUIT and reconnect."
     const COUNT: usize = 3000;
     let rig = Rig::to(Pop3::new().generated("m", COUNT, 120), Smtp::lmtp().counting_only());

@@ -23,6 +23,7 @@ use crate::net::Stream;
 use crate::pop3::{Client, Command, Event, Reply};
 
 mod outcome;
+mod trouble;
 
 /// RETRs under way at once, where the server announces PIPELINING.
 const WINDOW_MESSAGES: usize = 512;
@@ -100,6 +101,8 @@ enum Step {
     Event(Result<Event, crate::pop3::Error>),
     /// The POP3 side has not heard from us for long.
     Quiet,
+    /// The session's deadline has passed, and its messages do not end.
+    Overdue,
     /// What was in flight when the session fell out of step does not come.
     Undrained,
 }
@@ -218,6 +221,11 @@ impl<'a> Transfer<'a> {
             if !self.stopping && (*stop.borrow() >= Stage::Draining || Instant::now() >= self.context.until) {
                 self.stopping = true;
             }
+            // Here as well as below: a server that floods us leaves no timer a
+            // chance.
+            if self.client.in_flight() > 0 && Instant::now() >= self.context.until + DRAIN {
+                return Err(self.on_overdue());
+            }
             self.ask();
             let idle = self.is_idle();
             if self.batch.is_due(idle) {
@@ -262,6 +270,7 @@ impl<'a> Transfer<'a> {
                 () = sleep_until(until), if !stopping => Step::Moved,
                 () = sleep_until(keepalive), if keep_alive => Step::Quiet,
                 () = sleep_until(drained_by), if draining => Step::Undrained,
+                () = sleep_until(until + DRAIN), if reading => Step::Overdue,
             };
             match step {
                 Step::Moved => {}
@@ -282,6 +291,7 @@ impl<'a> Transfer<'a> {
                     }
                 }
                 Step::Event(Err(error)) => return self.on_broken(&error),
+                Step::Overdue => return Err(self.on_overdue()),
                 Step::Undrained => {
                     self.in_step = false;
                     self.plan.careful = true;
@@ -403,6 +413,9 @@ impl<'a> Transfer<'a> {
                     let judge = self.context.judgement(&current.fetch);
                     let job = current.push(piece, &judge, &mut self.out);
                     self.held_octets = self.held_octets + current.held_octets() - before;
+                    if current.is_endless(self.context.item.limits.message_size) {
+                        return self.on_endless().map(Some);
+                    }
                     if let Some(job) = job {
                         let handed = Handed { taken: None, octets: 0, fetch: current.fetch.clone() };
                         self.ready.push_back((job, handed));
@@ -566,49 +579,6 @@ impl<'a> Transfer<'a> {
         self.ready.retain(|(job, _)| job.id != id);
     }
 
-    /// A message that twice did not come whole is set aside, the session is
-    /// dropped without QUIT, and another one goes on behind it.
-    fn give_up_message(&mut self, why: &str) -> Result<End, PollError> {
-        self.in_step = false;
-        let fetch = self.unconfirmed.take().map(|ended| {
-            if let EndedWay::Streamed(_, sender) = &ended.way {
-                self.out.withdraw(sender);
-            }
-            ended.taken.fetch
-        });
-        match fetch.or_else(|| self.in_flight.pop_front()) {
-            Some(fetch) => {
-                self.quarantine(
-                    &fetch,
-                    "out-of-step",
-                    &format!("{why}: the message did not come whole"),
-                    None,
-                );
-                Ok(End::Again)
-            }
-            None => {
-                Err(PollError { code: Code::ProtocolError, message: why.to_owned(), scope: Scope::Account })
-            }
-        }
-    }
-
-    /// The session broke. The message under way may be the cause: the next
-    /// session fetches singly, and sets it aside if it breaks there again.
-    fn on_broken(&mut self, error: &crate::pop3::Error) -> Result<End, PollError> {
-        self.in_step = false;
-        let failed = PollError { code: error.code(), message: error.to_string(), scope: Scope::Account };
-        let unconfirmed = self.unconfirmed.as_ref().map(|ended| ended.taken.fetch.clone());
-        let Some(fetch) = unconfirmed.or_else(|| self.in_flight.front().cloned()) else { return Err(failed) };
-        let strikes = self.plan.strikes.entry(fetch.clone().uid.ok_or(fetch.number)).or_default();
-        *strikes += 1;
-        if *strikes > 1 || is_glued(error) {
-            self.quarantine(&fetch, "broken", &failed.message, None);
-        } else {
-            self.plan.careful = true;
-        }
-        Ok(End::Again)
-    }
-
     /// Gives up what was not confirmed: nothing of it is delivered.
     fn abandon_unconfirmed(&mut self) {
         for ended in
@@ -646,11 +616,6 @@ impl<'a> Transfer<'a> {
 /// that the server forgets the deletions.
 pub(super) fn ledger_error(error: &super::ports::LedgerError) -> PollError {
     PollError { code: error.code(), message: error.to_string(), scope: Scope::Local }
-}
-
-/// The terminator is there, but not on a line of its own.
-fn is_glued(error: &crate::pop3::Error) -> bool {
-    matches!(error, crate::pop3::Error::Stalled { ends_with_dot_crlf: true, .. })
 }
 
 fn internal(what: &str) -> PollError {

@@ -14,7 +14,8 @@ pub(super) fn say(item: &WorkItem, report: &Report, told: Option<Code>, next: Op
     let key = &item.key;
     let counters = &report.counters;
     let took = report.took.as_secs_f64();
-    let next = next.map(|next| format!("{}s", next.as_secs())).unwrap_or_default();
+    let next = next.map(|next| format!("{}s", next.as_secs()));
+    let next = next.as_deref();
     if let Some(refused) = &report.refused {
         tracing::error!(record = %key, code = %Code::MessageRejected, "a message was refused or set aside: {refused}");
     }
@@ -38,7 +39,7 @@ pub(super) fn say(item: &WorkItem, report: &Report, told: Option<Code>, next: Op
 }
 
 /// What the scheduler wants to know of earlier runs.
-pub(super) fn past(status: &RecordStatus, once: bool) -> Past {
+pub(super) fn past(status: &RecordStatus, once: bool, delay: Duration) -> Past {
     let code = status.error.as_ref().map(|error| error.code);
     // Whether its host answered at the last poll, however that ended.
     let silent = matches!(
@@ -59,7 +60,13 @@ pub(super) fn past(status: &RecordStatus, once: bool) -> Past {
     }
     Past {
         last_poll: status.last_poll.map(moment),
-        not_before: status.next_poll.filter(|_| code.is_some()).map(moment),
+        // A restart is how many people say “I have mended it”: a long back-off is
+        // not held against them, yet a process that restarts again and again
+        // locks no account.
+        not_before: status.next_poll.filter(|_| code.is_some()).map(|next| {
+            let soonest = moment(status.last_poll.unwrap_or(next)).after(delay);
+            moment(next).min(soonest)
+        }),
         failures: status.error.as_ref().map_or(0, |error| u16::try_from(error.count).unwrap_or(u16::MAX)),
         answered,
         at_once: false,

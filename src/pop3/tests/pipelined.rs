@@ -165,8 +165,12 @@ async fn a_reply_to_nothing_ends_the_session() {
 #[tokio::test]
 async fn garbage_in_the_place_of_an_answer_is_an_error() {
     // quirks: "DELE answered with garbage on some messages; QUIT answered `-ERR` or dropped"
-    let (mut client, _server) = client([("DELE 1", &b"\x07\x08what\r\n"[..])]).await;
+    let (mut client, _server) = super::client([("DELE 1", &b"\x07\x08what\r\n"[..])]).await;
     client.send(Command::Dele(1));
+    let answer = client.event().await.unwrap();
+    assert!(matches!(answer, Event::Reply { ref reply, .. } if !reply.is_ok()), "the message is not deleted");
+    let (mut client, _server) = super::client([("NOOP", &b"\x07\x08what\r\n"[..])]).await;
+    client.send(Command::Noop);
     let error = client.event().await.unwrap_err();
     assert_eq!(error.code(), Code::ProtocolError);
     assert!(!error.to_string().contains('\x07'));

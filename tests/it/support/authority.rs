@@ -1,10 +1,15 @@
 //! A certificate authority for one test.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::server::WebPkiClientVerifier;
 
 /// A CA and what it signs.
 pub struct Authority {
@@ -79,16 +84,32 @@ impl Identity {
     }
 
     /// For a rustls server.
-    pub fn server_config(&self) -> std::sync::Arc<rustls::ServerConfig> {
-        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        self.config(None)
+    }
+
+    /// For one that wants a client certificate signed by `authority`.
+    pub fn server_config_for_clients_of(&self, authority: &Authority) -> Arc<ServerConfig> {
+        self.config(Some(authority))
+    }
+
+    fn config(&self, clients_of: Option<&Authority>) -> Arc<ServerConfig> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let chain = vec![self.der.clone().into()];
         let key = rustls::pki_types::PrivateKeyDer::Pkcs8(self.key_der.clone().into());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("a usable certificate");
-        std::sync::Arc::new(config)
+            .expect("versions");
+        let builder = match clients_of {
+            None => builder.with_no_client_auth(),
+            Some(authority) => {
+                let mut roots = rustls::RootCertStore::empty();
+                let pem = CertificateDer::from_pem_slice(authority.pem.as_bytes()).expect("our own PEM");
+                roots.add(pem).expect("a usable authority");
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                builder.with_client_cert_verifier(verifier.build().expect("a verifier"))
+            }
+        };
+        Arc::new(builder.with_single_cert(chain, key).expect("a usable certificate"))
     }
 }
