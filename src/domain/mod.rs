@@ -4,5 +4,6 @@
 pub mod code;
 pub mod envelope;
 pub mod ledger;
+pub mod text;
 pub mod wire;
 pub mod work;

@@ -22,9 +22,9 @@ use super::error::{ConnectError, Error, TlsError};
 use super::material::TlsMaterial;
 use super::resolve;
 use super::stream::{Kind, Stream};
-use super::text::printable;
 use super::tls::Configs;
 use super::verify::Refused;
+use crate::domain::text::shown;
 use crate::domain::work::{Settings, TlsMode, TlsPolicy};
 
 /// What holds for one TCP connection besides its host and port.
@@ -127,7 +127,7 @@ impl Connector {
             && policy.check_name(host).is_err()
         {
             return Err(ConnectError::SelfPoll {
-                host: printable(host),
+                host: shown(host),
                 address: "RpopSettings.ownAddresses names it".to_owned(),
             });
         }
@@ -139,7 +139,7 @@ impl Connector {
             if addresses.is_empty() {
                 let (ours, theirs) = if source.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
                 return Err(ConnectError::SourceAddressUnavailable {
-                    host: printable(host),
+                    host: shown(host),
                     address: source,
                     detail: format!("it is {ours}, and the host has only {theirs} addresses"),
                 });
@@ -149,7 +149,7 @@ impl Connector {
         match dial::dial(&addresses, options.source).await {
             Ok(stream) => Ok(Stream::tcp(stream)),
             Err(DialError::Source(error)) => Err(ConnectError::SourceAddressUnavailable {
-                host: printable(host),
+                host: shown(host),
                 address: options.source.unwrap_or(IpAddr::from([0; 4])),
                 detail: if error.kind() == io::ErrorKind::AddrNotAvailable {
                     "no network interface of this host has it".to_owned()
@@ -159,7 +159,7 @@ impl Connector {
             }),
             Err(DialError::Failed(cause, address)) => {
                 let hint = hint(&cause);
-                Err(ConnectError::Unreachable { host: printable(host), port, address, cause, hint })
+                Err(ConnectError::Unreachable { host: shown(host), port, address, cause, hint })
             }
         }
     }
@@ -199,7 +199,7 @@ impl Connector {
             Ok(Err(Failed::Ours(error))) => Err(error),
             Ok(Err(Failed::Handshake(error))) => Err(explained(&error, host, port, policy)),
             Err(_) => Err(TlsError::TimedOut {
-                host: printable(host),
+                host: shown(host),
                 after: deadline,
                 advice: match policy.mode {
                     TlsMode::Implicit => advice(port),
@@ -286,17 +286,14 @@ fn judged(
         match policy.check(address.ip()) {
             Ok(()) => allowed.push(address),
             Err(Refusal::SelfPoll) => {
-                return Err(ConnectError::SelfPoll {
-                    host: printable(host),
-                    address: address.ip().to_string(),
-                });
+                return Err(ConnectError::SelfPoll { host: shown(host), address: address.ip().to_string() });
             }
             Err(Refusal::Network) => refused = refused.or(Some(address.ip())),
         }
     }
     match refused {
         Some(address) if allowed.is_empty() => {
-            Err(ConnectError::AddressRefused { host: printable(host), address })
+            Err(ConnectError::AddressRefused { host: shown(host), address })
         }
         _ => Ok(allowed),
     }
@@ -305,7 +302,7 @@ fn judged(
 fn not_found(host: &str, error: &io::Error) -> ConnectError {
     let text = error.to_string();
     let detail = text.strip_prefix("failed to lookup address information: ").unwrap_or(&text);
-    ConnectError::NotFound { host: printable(host), detail: printable(detail) }
+    ConnectError::NotFound { host: shown(host), detail: shown(detail) }
 }
 
 fn timed_out(host: &str, port: u16, phase: Phase, after: Duration) -> ConnectError {
@@ -313,7 +310,7 @@ fn timed_out(host: &str, port: u16, phase: Phase, after: Duration) -> ConnectErr
         Phase::Lookup => "answer from the name server",
         Phase::Connection => "connection",
     };
-    ConnectError::TimedOut { host: printable(host), port, phase, after }
+    ConnectError::TimedOut { host: shown(host), port, phase, after }
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -332,7 +329,7 @@ fn server_name(host: &str, policy: &TlsPolicy) -> Result<ServerName<'static>, Tl
     let given = policy.server_name.as_deref().unwrap_or(host);
     let bare = given.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(given);
     let bare = bare.strip_suffix('.').unwrap_or(bare);
-    ServerName::try_from(bare.to_owned()).map_err(|_| TlsError::ServerName { name: printable(given) })
+    ServerName::try_from(bare.to_owned()).map_err(|_| TlsError::ServerName { name: shown(given) })
 }
 
 /// What to do where TLS was expected and clear text came.
@@ -359,36 +356,36 @@ fn advice(port: u16) -> String {
 
 /// A failed handshake, in words that say what to do.
 fn explained(error: &io::Error, host: &str, port: u16, policy: &TlsPolicy) -> TlsError {
-    let shown = printable(host);
+    let name = shown(host);
     let Some(cause) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
         let text = match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
                 "the server closed the connection during the TLS handshake".to_owned()
             }
-            _ => format!("the TLS handshake failed: {}", printable(&error.to_string())),
+            _ => format!("the TLS handshake failed: {}", shown(error.to_string())),
         };
-        return TlsError::Handshake(format!("{shown}: {text}"));
+        return TlsError::Handshake(format!("{name}: {text}"));
     };
     match cause {
         rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
             match other.0.downcast_ref::<Refused>() {
-                Some(refused) => TlsError::Certificate(refusal(refused, &shown, policy)),
-                None => TlsError::Certificate(format!("{shown}: {}", printable(&cause.to_string()))),
+                Some(refused) => TlsError::Certificate(refusal(refused, &name, policy)),
+                None => TlsError::Certificate(format!("{name}: {}", shown(cause.to_string()))),
             }
         }
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)
             if policy.mode == TlsMode::Implicit =>
         {
-            TlsError::NotTls(format!("{shown}: {}", advice(port)))
+            TlsError::NotTls(format!("{name}: {}", advice(port)))
         }
         rustls::Error::InvalidMessage(_) => {
-            TlsError::NotTls(format!("{shown}: the server's answer to the TLS handshake is not TLS"))
+            TlsError::NotTls(format!("{name}: the server's answer to the TLS handshake is not TLS"))
         }
         rustls::Error::PeerIncompatible(_)
         | rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => TlsError::Handshake(format!(
-            "{shown}: the server and we have no TLS version and cipher in common ({}): it must offer TLS 1.2 \
+            "{name}: the server and we have no TLS version and cipher in common ({}): it must offer TLS 1.2 \
              or 1.3",
-            printable(&cause.to_string())
+            shown(cause.to_string())
         )),
         rustls::Error::AlertReceived(
             alert @ (AlertDescription::CertificateRequired
@@ -396,16 +393,15 @@ fn explained(error: &io::Error, host: &str, port: u16, policy: &TlsPolicy) -> Tl
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied),
         ) => TlsError::Handshake(format!(
-            "{shown}: the server refused our client certificate or wants one ({alert:?}): see \
+            "{name}: the server refused our client certificate or wants one ({alert:?}): see \
              tls.clientCertificateSecretRef"
         )),
         rustls::Error::AlertReceived(AlertDescription::UnrecognisedName) => TlsError::Handshake(format!(
-            "{shown}: the server does not know this name: check the host, or give tls.serverName"
+            "{name}: the server does not know this name: check the host, or give tls.serverName"
         )),
-        cause => TlsError::Handshake(format!(
-            "{shown}: the TLS handshake failed: {}",
-            printable(&cause.to_string())
-        )),
+        cause => {
+            TlsError::Handshake(format!("{name}: the TLS handshake failed: {}", shown(cause.to_string())))
+        }
     }
 }
 
@@ -413,7 +409,7 @@ fn refusal(refused: &Refused, host: &str, policy: &TlsPolicy) -> String {
     let rustls::Error::InvalidCertificate(cause) = &refused.cause else {
         return format!(
             "{host}: the server's certificate cannot be read: {}",
-            printable(&refused.cause.to_string())
+            shown(refused.cause.to_string())
         );
     };
     let day = |time: &rustls::pki_types::UnixTime| {
@@ -450,7 +446,7 @@ fn refusal(refused: &Refused, host: &str, policy: &TlsPolicy) -> String {
         }
         CertificateError::NotValidForNameContext { presented, .. } => {
             let names: Vec<&str> = presented.iter().map(|name| bare_name(name)).collect();
-            let names = printable(&names.join(", "));
+            let names = shown(names.join(", "));
             if names.is_empty() {
                 format!("{host}: the server's certificate names no host (a subject alternative name)")
             } else {
@@ -464,7 +460,7 @@ fn refusal(refused: &Refused, host: &str, policy: &TlsPolicy) -> String {
             format!("{host}: neither the server's certificate nor its key is among tls.pinSha256")
         }
         cause => {
-            format!("{host}: the server's certificate is not accepted: {}", printable(&cause.to_string()))
+            format!("{host}: the server's certificate is not accepted: {}", shown(cause.to_string()))
         }
     };
     // Its fingerprint is what a person needs to compare and to pin.

@@ -14,7 +14,6 @@ pub mod error;
 mod material;
 mod resolve;
 pub mod stream;
-mod text;
 pub mod tls;
 mod verify;
 

@@ -182,7 +182,7 @@ fn key(policy: &TlsPolicy, material: &TlsMaterial) -> Result<Key, TlsError> {
 fn client_error(error: &rustls::Error) -> TlsError {
     let text = match error {
         rustls::Error::InconsistentKeys(_) => "its key does not belong to its certificate".to_owned(),
-        error => super::text::printable(&error.to_string()),
+        error => crate::domain::text::shown(error.to_string()),
     };
     MaterialError::Client(text).into()
 }

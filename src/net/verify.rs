@@ -93,7 +93,7 @@ pub(super) fn roots(listed: &[CertificateDer<'static>]) -> Result<RootCertStore,
         store.add(certificate.clone()).map_err(|error| MaterialError::Certificate {
             what: CA,
             at: at + 1,
-            detail: super::text::printable(&error.to_string()),
+            detail: crate::domain::text::shown(error.to_string()),
         })?;
     }
     Ok(store)

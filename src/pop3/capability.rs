@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::reply::{number, shown};
+use super::reply::number;
+use crate::domain::text::shown;
 
 /// How long a server keeps messages (RFC 2449, 6.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

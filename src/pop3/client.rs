@@ -13,8 +13,9 @@ use super::capability::Capabilities;
 use super::error::{CAPA, Error, GREETING, NOTHING};
 use super::listing::{Lines, Listing, Numbers, entry};
 use super::pipeline::{Body, Command, Event, Sent};
-use super::reply::{Reply, number, shown};
+use super::reply::{Reply, number};
 use super::transport::{Deadlines, Ended, Transport, Watch};
+use crate::domain::text::shown;
 
 /// A POP3 session over `S`.
 pub struct Client<S> {

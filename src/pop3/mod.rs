@@ -28,7 +28,7 @@ pub use client::{Client, Greeting, Question, Stat};
 pub use error::{Error, Scope};
 pub use listing::Listing;
 pub use pipeline::{BodyEnd, Command, Event};
-pub use reply::{Reply, ResponseCode, Status, shown};
+pub use reply::{Reply, ResponseCode, Status};
 pub use transport::Deadlines;
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::client::{Client, no_status};
 use super::error::{Error, NOTHING};
-use super::reply::{Reply, Status, shown};
+use super::reply::{Reply, Status};
 use super::transport::{Ended, Watch};
+use crate::domain::text::shown;
 use crate::domain::wire::{Decoder, Piece, Tally};
 
 /// A command of the transaction state.

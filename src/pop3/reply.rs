@@ -5,6 +5,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::domain::text::shown;
+
 /// `+OK` or `-ERR`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -137,36 +139,6 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// What a server sent, for logs and messages: invalid UTF-8 and control
-/// characters escaped, at most 200 characters.
-pub fn shown(text: &[u8]) -> String {
-    const LIMIT: usize = 200;
-    let mut out = String::new();
-    let mut count = 0;
-    'chunks: for chunk in text.get(..4 * LIMIT).unwrap_or(text).utf8_chunks() {
-        let valid = chunk
-            .valid()
-            .chars()
-            .map(|c| if is_plain(c) { c.to_string() } else { c.escape_default().to_string() });
-        let invalid = chunk.invalid().iter().map(|octet| format!("\\x{octet:02x}"));
-        for part in valid.chain(invalid) {
-            count += part.chars().count();
-            if count > LIMIT - 1 {
-                out.push('…');
-                break 'chunks;
-            }
-            out.push_str(&part);
-        }
-    }
-    out
-}
-
-/// Neither a control character nor one that reorders or hides text.
-fn is_plain(c: char) -> bool {
-    !c.is_control()
-        && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,16 +188,5 @@ mod tests {
         assert_eq!(parse(b"+OK 3").unwrap().numbers(), None);
         assert_eq!(parse(b"+OK 3 -1").unwrap().numbers(), None);
         assert_eq!(parse(b"+OK 3 18446744073709551616").unwrap().numbers(), None);
-    }
-
-    #[test]
-    fn what_servers_say_cannot_harm_a_log() {
-        // quirks: "Log lines and status messages escape and cap what servers sent."
-        assert_eq!(shown(b"a\x1b[31m\xff\0b\nc"), "a\\u{1b}[31m\\xff\\u{0}b\\nc");
-        assert_eq!(shown("grüß".as_bytes()), "grüß");
-        assert_eq!(shown("a\u{202e}b".as_bytes()), "a\\u{202e}b");
-        let long = shown(&[b'x'; 5000]);
-        assert_eq!(long.chars().count(), 200);
-        assert_eq!(shown(&[0xff; 5000]).chars().count(), 197);
     }
 }

@@ -4,12 +4,12 @@ use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::domain::text::shown;
+
 /// Lines of one reply; an EHLO answer has some twenty.
 pub const MAX_LINES: usize = 100;
 /// Octets of one reply, line ends included.
 pub const MAX_OCTETS: usize = 64 * 1024;
-/// Characters of a server's text that reach people.
-pub const MAX_SHOWN: usize = 200;
 
 /// A whole reply.
 #[derive(Clone, PartialEq, Eq)]
@@ -76,10 +76,12 @@ impl Reply {
         whole.then_some(Enhanced(class, subject, detail))
     }
 
-    /// The text for people: one line, printable, at most [`MAX_SHOWN`]
-    /// characters.
+    /// The text for people: one line, printable, at most
+    /// [`LONGEST`](crate::domain::text::LONGEST) characters.
     pub fn shown(&self) -> String {
-        shown(&self.text)
+        let spaced = |&octet: &u8| if octet == b'\n' { b' ' } else { octet };
+        // Four octets a character, and some to be cut off.
+        shown(self.text.iter().take(1024).map(spaced).collect::<Vec<_>>())
     }
 }
 
@@ -87,36 +89,6 @@ fn decimal(digits: &str) -> Option<u16> {
     (matches!(digits.len(), 1..=3) && digits.bytes().all(|d| d.is_ascii_digit()))
         .then(|| digits.parse().ok())
         .flatten()
-}
-
-/// What a server sent, made fit for a log or a status: line ends become
-/// spaces, other control characters and what is no UTF-8 are escaped, and the
-/// whole is at most [`MAX_SHOWN`] characters.
-pub fn shown(text: &[u8]) -> String {
-    let mut out = String::with_capacity(text.len().min(MAX_SHOWN));
-    let mut left = MAX_SHOWN;
-    'all: for chunk in text.utf8_chunks() {
-        let escaped = chunk.invalid().iter().map(|octet| format!("\\x{octet:02x}"));
-        let valid = chunk.valid().chars().map(|c| match c {
-            '\n' => " ".to_owned(),
-            c if c.is_control() || is_invisible(c) => c.escape_unicode().to_string(),
-            c => c.to_string(),
-        });
-        for part in valid.chain(escaped) {
-            let length = part.chars().count();
-            if length > left {
-                break 'all;
-            }
-            left -= length;
-            out.push_str(&part);
-        }
-    }
-    out
-}
-
-/// Characters that change how the text around them is seen.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 impl fmt::Display for Reply {
@@ -201,7 +173,7 @@ impl Decoder {
                 match rest {
                     [] | [b' ', ..] => (code, false),
                     [b'-', ..] => (code, true),
-                    _ => return Err(DecodeError::Malformed(shown(line))),
+                    _ => return Err(DecodeError::Malformed(shown(line.trim_ascii_end()))),
                 }
             }
             other => return Err(DecodeError::Malformed(shown(other))),
@@ -283,7 +255,7 @@ mod tests {
             decode(&[b"550-\x07\xff \xc3\xbc\r\n550 ".as_slice(), &[b'x'; 400], b"\r\n"].concat()).unwrap();
         let text = reply[0].shown();
         assert!(text.starts_with("\\u{7}\\xff ü xxx"), "{text}");
-        assert!(text.chars().count() <= MAX_SHOWN);
+        assert!(text.chars().count() <= crate::domain::text::LONGEST);
     }
 
     #[test]

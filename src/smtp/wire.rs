@@ -13,7 +13,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::Error;
-use super::reply::{Decoder, Reply, shown};
+use super::reply::{Decoder, Reply};
+use crate::domain::text::shown;
 
 /// Below this a copy is cheaper than a segment of a vectored write.
 const SMALL: usize = 512;

@@ -75,10 +75,16 @@ impl Dial for Network {
 
     async fn secure(&self, stream: Stream, host: &MailHost, within: Duration) -> Result<Stream, Trouble> {
         let material = self.material(host).await?;
-        self.connector
-            .secure(stream, name_of(host), &host.tls, &material, within)
-            .await
-            .map_err(|error| Trouble { code: error.code(), message: format!("destination: {error}").into() })
+        self.connector.secure(stream, name_of(host), &host.tls, &material, within).await.map_err(|error| {
+            Trouble {
+                // Also a handshake without end is one that does not work.
+                code: match error.code() {
+                    Code::TimedOut => Code::TlsFailed,
+                    code => code,
+                },
+                message: format!("destination: {error}").into(),
+            }
+        })
     }
 
     async fn secret(&self, at: &SecretRef) -> Result<Zeroizing<Vec<u8>>, Trouble> {

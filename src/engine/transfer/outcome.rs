@@ -7,8 +7,8 @@ use super::super::report::{PollError, Scope};
 use super::{DEFERRALS, Handed, REFUSALS, Transfer, ledger_error};
 use crate::domain::code::Code;
 use crate::domain::ledger::{Action, Change, Entry, State, Twin, day_of};
+use crate::domain::text::shown;
 use crate::domain::work::OnReject;
-use crate::pop3::shown;
 
 impl Transfer<'_> {
     /// Whether a message that its UID does not tell apart was taken before;

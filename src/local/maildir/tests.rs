@@ -1,3 +1,5 @@
+mod disk;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -166,8 +168,7 @@ async fn what_is_in_the_way_is_told_with_its_path_and_harms_no_other_message() {
     assert_eq!(outcomes[1].result, Ok(vec![Verdict::Accepted]));
 }
 
-// A full disk, a read-only one and a folder of another user: /dev/full and
-// root's powers leave only the words to be tested here.
+// Also for errors that `disk` cannot bring about.
 #[test]
 fn advice_fits_the_error() {
     use std::io::{Error, ErrorKind};

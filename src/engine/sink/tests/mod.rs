@@ -3,6 +3,7 @@
 mod faults;
 mod floor;
 mod lanes;
+mod network;
 mod protocol;
 mod tls_and_auth;
 mod transcripts;
@@ -81,6 +82,16 @@ struct State {
     pipe: usize,
     /// Octets that the server reads in a second; 0: as many as there are.
     rate: Arc<AtomicUsize>,
+    /// What becomes of STARTTLS over a real network.
+    tls: Option<Tls>,
+}
+
+/// How the server makes handshakes.
+#[derive(Clone)]
+pub(super) enum Tls {
+    Works(tokio_rustls::TlsAcceptor),
+    /// It says 220, and never a word of TLS.
+    Stalls,
 }
 
 pub(super) const ALL: &[&str] = &["PIPELINING", "CHUNKING", "SIZE 10000000", "8BITMIME", "SMTPUTF8", "DSN"];
@@ -112,6 +123,7 @@ impl Fake {
             works: Duration::ZERO,
             pipe: 64 * 1024,
             rate: Arc::default(),
+            tls: None,
         })))
     }
 
@@ -141,11 +153,11 @@ impl Fake {
         (state.rule)(connection, what)
     }
 
-    async fn serve(self, stream: DuplexStream, connection: usize) {
+    async fn serve(self, stream: impl Line, connection: usize) {
         let mut serving = Serving {
             fake: self.clone(),
             connection,
-            stream: BufReader::new(stream),
+            stream: BufReader::new(Box::new(stream)),
             open: None,
             lmtp: false,
         };
@@ -202,10 +214,15 @@ impl Dial for Fake {
     }
 }
 
+/// Any stream.
+pub(super) trait Line: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static> Line for T {}
+
 struct Serving {
     fake: Fake,
     connection: usize,
-    stream: BufReader<DuplexStream>,
+    stream: BufReader<Box<dyn Line>>,
     open: Option<Taken>,
     lmtp: bool,
 }
@@ -224,6 +241,7 @@ impl Serving {
             }
         };
         self.stream.write_all(text.as_bytes()).await.ok()?;
+        self.stream.flush().await.ok()?;
         on.then_some(done)
     }
 
@@ -249,6 +267,7 @@ impl Serving {
                     text += "\r\n250 HELP";
                     self.answer(&command, &text).await?;
                 }
+                "STARTTLS" if self.fake.state().tls.is_some() => self.start_tls().await?,
                 "RSET" => {
                     self.open = None;
                     self.answer(&command, "250 reset").await?;
@@ -296,6 +315,25 @@ impl Serving {
                 }
             }
         }
+    }
+
+    async fn start_tls(&mut self) -> Option<()> {
+        if self.answer("STARTTLS", "220 go ahead").await? {
+            return Some(());
+        }
+        let how = self.fake.state().tls.clone()?;
+        let plain = std::mem::replace(&mut self.stream, BufReader::new(Box::new(tokio::io::empty())));
+        match how {
+            Tls::Works(acceptor) => {
+                let secured = acceptor.accept(plain.into_inner()).await.ok()?;
+                self.fake.state().secured += 1;
+                self.stream = BufReader::new(Box::new(secured));
+            }
+            Tls::Stalls => {
+                std::future::pending::<()>().await;
+            }
+        }
+        Some(())
     }
 
     fn recipients(&self) -> usize {
@@ -385,7 +423,7 @@ fn throttled(far: DuplexStream, rate: Arc<AtomicUsize>) -> DuplexStream {
     let (mut middle_read, middle_write) = tokio::io::split(middle);
     tokio::spawn(carry(far_read, middle_write, Duration::ZERO));
     tokio::spawn(async move {
-        let mut buffer = vec![0; 64];
+        let mut buffer = [0; 64];
         loop {
             let rate = rate.load(Ordering::Relaxed);
             let most = if rate == 0 { 64 } else { rate.min(64) };
