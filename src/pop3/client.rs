@@ -238,7 +238,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
     }
 
     /// UIDL (RFC 1939, section 7): calls `see` with each message number and
-    /// UID, in rising order of numbers. A line that cannot be true is counted
+    /// UID, in whatever order it lists them. A line that cannot be true is counted
     /// and passed over.
     ///
     /// # Errors

@@ -107,21 +107,34 @@ impl Lines {
 pub(super) struct Numbers {
     /// STAT's count.
     count: u64,
-    last: u64,
+    highest: u64,
+    /// A bit for each number that was named: it may be named once.
+    named: Vec<u64>,
 }
 
 impl Numbers {
     /// For a maildrop of `count` messages, or where that is not known.
     pub(super) fn new(count: Option<u32>) -> Self {
-        Self { count: count.map_or(u64::from(u32::MAX), u64::from), last: 0 }
+        Self { count: count.map_or(u64::from(u32::MAX), u64::from), highest: 0, named: Vec::new() }
     }
 
-    /// Takes `number` if it comes in order; above STAT's count only if it
+    /// Numbers above this are absurd, whatever STAT says; it bounds `named`.
+    const MOST: u64 = 16_000_000;
+
+    /// Takes `number` once, in whatever order; above STAT's count only if it
     /// continues the sequence, as new mail does.
     pub(super) fn take(&mut self, number: u64) -> Option<u32> {
-        let fits = number > self.last && (number <= self.count || number == self.last + 1);
+        let fits = (1..=Self::MOST).contains(&number) && (number <= self.count || number == self.highest + 1);
         let narrow = u32::try_from(number).ok().filter(|_| fits)?;
-        self.last = number;
+        let (word, bit) = (usize::try_from(number / 64).ok()?, 1 << (number % 64));
+        if self.named.len() <= word {
+            self.named.resize(word + 1, 0);
+        }
+        if self.named[word] & bit != 0 {
+            return None;
+        }
+        self.named[word] |= bit;
+        self.highest = self.highest.max(number);
         Some(narrow)
     }
 }
@@ -206,7 +219,7 @@ mod tests {
         // quirks: "Message number above the STAT count, message number 0, numbers out of order"
         let mut numbers = Numbers::new(Some(3));
         let taken: Vec<_> = [0, 1, 1, 3, 2, 9, 4, 5, u64::MAX].map(|n| numbers.take(n)).to_vec();
-        assert_eq!(taken, [None, Some(1), None, Some(3), None, None, Some(4), Some(5), None]);
+        assert_eq!(taken, [None, Some(1), None, Some(3), Some(2), None, Some(4), Some(5), None]);
     }
 
     #[test]
