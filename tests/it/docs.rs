@@ -46,7 +46,10 @@ fn every_test_that_the_quirks_page_names_exists() {
         for word in tests.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
             if word.matches('_').count() >= 2 && !word.starts_with("rpop_") {
                 named += 1;
-                assert!(known.contains(word), "docs/quirks-coverage.md names {word}, which is no test: {row}");
+                assert!(
+                    known.contains(word),
+                    "docs/quirks-coverage.md names {word}, which is no test: {row}"
+                );
             }
         }
     }
