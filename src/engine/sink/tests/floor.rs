@@ -24,7 +24,7 @@ fn large(octets: usize) -> String {
     "a line of some thirty-two octets\n".repeat(octets / 33)
 }
 
-// quirks: "rate floor"
+// A tarpit: there is progress all the time.
 #[tokio::test(start_paused = true)]
 async fn a_destination_that_reads_an_octet_a_second_is_given_up() {
     for announces in WAYS {
