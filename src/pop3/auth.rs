@@ -118,6 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
         policy: &LoginPolicy,
     ) -> Result<Mechanism, Error> {
         credentials.validate()?;
+        self.secrets.push(credentials.password.clone());
         let clear = self.clear_mechanism(*policy);
         if policy.choice == AuthChoice::Auto
             && policy.apop
@@ -178,6 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
     async fn login_apop(&mut self, credentials: &Credentials, challenge: &[u8]) -> Result<(), Error> {
         self.in_step()?;
         let digest = apop::answer(challenge, &credentials.password);
+        self.secrets.push(Zeroizing::new(digest.as_bytes().to_vec()));
         self.queue_secret("APOP", &[b"APOP ", credentials.user.as_bytes(), b" ", digest.as_bytes(), b"\r\n"]);
         let (reply, _) = self.reply("APOP").await?;
         accepted("APOP", reply)
@@ -218,6 +220,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
         message.push(0);
         message.extend_from_slice(&credentials.password);
         let encoded = Zeroizing::new(STANDARD.encode(&message[..]));
+        self.secrets.push(Zeroizing::new(encoded.as_bytes().to_vec()));
         if AUTH.len() + 1 + encoded.len() + 2 <= MAX_COMMAND {
             self.queue_secret(AUTH, &[AUTH.as_bytes(), b" ", encoded.as_bytes(), b"\r\n"]);
         } else {

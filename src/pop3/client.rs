@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite};
 use zeroize::Zeroizing;
 
@@ -34,6 +35,8 @@ pub struct Client<S> {
     pub(super) body: Option<Body>,
     /// Events that are decoded.
     pub(super) ready: VecDeque<Event>,
+    /// What no log and no error may show, should the server repeat it.
+    pub(super) secrets: Vec<Zeroizing<Vec<u8>>>,
 }
 
 impl<S> fmt::Debug for Client<S> {
@@ -124,6 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
             flight: VecDeque::new(),
             body: None,
             ready: VecDeque::new(),
+            secrets: Vec::new(),
         }
     }
 
@@ -382,12 +386,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
             match self.io.take_line(Reply::MAX_LINE) {
                 Ok(Some(found)) => break found,
                 Ok(None) => {}
-                Err(()) => return Err(no_status(during, &self.io.input)),
+                Err(()) => return Err(no_status(during, self.showable(&self.io.input))),
             }
             self.io.pump(Watch::Reply).await.map_err(|ended| self.ended(ended, during))?;
         };
+        let found = (self.censored(found.0), found.1);
         tracing::debug!(target: "rpop::transcript", "<< {}", shown(&found.0));
         Ok(found)
+    }
+
+    /// `octets`, unless they repeat a secret.
+    pub(super) fn showable<'a>(&self, octets: &'a [u8]) -> &'a [u8] {
+        let repeats = self.secrets.iter().any(|secret| memmem::find(octets, secret).is_some());
+        if repeats { b"***" } else { octets }
+    }
+
+    /// A reply line of which nothing but the status and the response code is
+    /// left where it repeats a secret.
+    pub(super) fn censored(&self, line: Bytes) -> Bytes {
+        if self.showable(&line) == &line[..] {
+            return line;
+        }
+        let code = line.windows(2).position(|pair| pair == b" [").zip(memchr::memchr(b']', &line));
+        let kept = match code {
+            Some((5.., _)) | None => line.iter().position(|octet| *octet == b' ').unwrap_or(0),
+            Some((_, end)) => end + 1,
+        };
+        let kept = self.showable(&line[..kept]);
+        let blank: &[u8] = if kept.is_empty() { b"" } else { b" " };
+        [kept, blank, b"***"].concat().into()
     }
 
     pub(super) fn pipelines(&self) -> bool {

@@ -196,13 +196,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
         }
         // A reply to what has not been written is a reply to nothing.
         let Some(command) = self.flight.front().filter(|sent| sent.end <= self.io.written()) else {
-            return Err(Error::OutOfStep(shown(&self.io.input)));
+            return Err(Error::OutOfStep(shown(self.showable(&self.io.input))));
         };
         let command = command.command;
         let line = match self.io.take_line(Reply::MAX_LINE) {
-            Ok(Some((line, _))) => line,
+            Ok(Some((line, _))) => self.censored(line),
             Ok(None) => return Ok(()),
-            Err(()) => return Err(no_status(command.verb(), &self.io.input)),
+            Err(()) => return Err(no_status(command.verb(), self.showable(&self.io.input))),
         };
         tracing::debug!(target: "rpop::transcript", "<< {}", shown(&line));
         let reply = match Reply::parse(&line) {

@@ -255,6 +255,21 @@ async fn a_lost_connection_is_the_hosts_trouble_before_the_login_and_the_account
 }
 
 #[tokio::test]
+async fn a_server_that_repeats_the_password_is_not_quoted() {
+    let answers: [(&'static str, &[u8]); 3] = [
+        ("-ERR ***", b"-ERR unknown command PASS secret\r\n"),
+        ("-ERR [AUTH] ***", b"-ERR [AUTH] not secret enough\r\n"),
+        ("is no POP3 reply: ***", b"secret\r\n"),
+    ];
+    for (quoted, said) in answers {
+        let script = [("", &b"+OK\r\n"[..]), ("USER alice77", b"+OK\r\n"), ("PASS secret", said)];
+        let (outcome, _) = login(CLEAR, "secret", script).await;
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains(quoted) && !error.contains("secret"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn transcripts_hold_no_secrets() {
     #[derive(Clone, Default)]
     struct Found(Arc<std::sync::Mutex<Vec<u8>>>, Arc<AtomicUsize>);
