@@ -226,6 +226,7 @@ impl Engine {
             now,
             pipelining,
             expires_at_once,
+            last_session: session.login_delay.is_some(),
         };
         let courier = self.sink.open(route);
         plan.left_cleanly = false;

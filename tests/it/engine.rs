@@ -577,3 +577,24 @@ async fn a_stop_ends_at_a_message_and_loses_nothing() {
     bench.poll_well().await;
     once_each(&to, 400);
 }
+
+/// Where another login would be refused, a message that breaks the session is
+/// set aside at once: else it would break every poll.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poison_message_does_not_block_a_server_with_a_login_delay() {
+    let from = Pop3::new()
+        .capabilities(Some(&["UIDL", "USER", "LOGIN-DELAY 300"]))
+        .generated("m", 3, 500)
+        .script(|call| match (call.verb, call.number(), call.session) {
+            ("RETR", 1, _) => pop3::Act::Close,
+            ("PASS", _, 2) => pop3::Act::line("-ERR [LOGIN-DELAY] not so fast"),
+            _ => pop3::Act::Properly,
+        })
+        .start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    assert_eq!(bench.poll().await.result.unwrap_err().code, Code::LoginDelay);
+    bench.poll_well().await;
+    once_each(&to, 2);
+    assert_eq!(from.uids(), ["m-00000"]);
+}

@@ -77,6 +77,8 @@ pub(super) struct Context<'a> {
     pub(super) pipelining: bool,
     /// The server may delete at QUIT what was retrieved (RFC 2449, 6.7).
     pub(super) expires_at_once: bool,
+    /// Another login at once would be refused (LOGIN-DELAY, RFC 2449, 6.5).
+    pub(super) last_session: bool,
 }
 
 impl Context<'_> {
@@ -317,9 +319,14 @@ impl<'a> Transfer<'a> {
             && self.out.is_empty()
     }
 
+    /// The rest is for the next session, where there can be one.
+    fn may_delete(&self) -> bool {
+        self.deletes_sent < DELETIONS || self.context.last_session
+    }
+
     /// No further message is asked for in this session.
     fn is_closing(&self) -> bool {
-        self.stopping || self.failed.is_some() || self.deletes_sent >= DELETIONS
+        self.stopping || self.failed.is_some() || !self.may_delete()
     }
 
     fn end(&self) -> End {
@@ -335,7 +342,7 @@ impl<'a> Transfer<'a> {
     /// Sends what may be sent now: DELEs of what is committed, RETRs within
     /// the window, and a NOOP whose answer confirms the last message.
     fn ask(&mut self) {
-        while self.deletes_sent < DELETIONS
+        while self.may_delete()
             && !self.draining
             && self.confirmations_due == 0
             && (self.context.pipelining || self.client.in_flight() == 0)
@@ -344,7 +351,7 @@ impl<'a> Transfer<'a> {
             self.client.send(Command::Dele(number));
             self.deletes_sent += 1;
         }
-        if self.deletes_sent >= DELETIONS {
+        if !self.may_delete() {
             // The rest is deleted by the next session.
             self.deletions.clear();
         }

@@ -73,7 +73,7 @@ impl Transfer<'_> {
         let Some(fetch) = unconfirmed.or_else(|| self.in_flight.front().cloned()) else { return Err(failed) };
         let strikes = self.plan.strikes.entry(fetch.clone().uid.ok_or(fetch.number)).or_default();
         *strikes += 1;
-        if *strikes > 1 || is_glued(error) {
+        if *strikes > 1 || is_glued(error) || self.context.last_session {
             self.quarantine(&fetch, "broken", &failed.message, None);
         } else {
             self.plan.careful = true;
