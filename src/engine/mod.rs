@@ -9,6 +9,7 @@
 
 mod batch;
 mod incoming;
+mod plan;
 mod poll;
 pub mod ports;
 pub mod report;
@@ -19,5 +20,28 @@ pub mod sink;
 mod transfer;
 mod work;
 
-pub use poll::Engine;
+use std::sync::Arc;
+
 pub use session::Checked;
+
+use crate::net::Connector;
+use ports::{LedgerStore, MailSink, Observer, Secrets};
+
+/// Polls maildrops. One a process; cheap to share.
+pub struct Engine {
+    /// Makes connections.
+    pub connector: Arc<Connector>,
+    /// Reads passwords and certificates.
+    pub secrets: Arc<dyn Secrets>,
+    /// Remembers UIDs.
+    pub ledgers: Arc<dyn LedgerStore>,
+    /// Takes messages.
+    pub sink: Arc<dyn MailSink>,
+    /// Hears what happens.
+    pub observer: Arc<dyn Observer>,
+    /// This host's name, for trace headers.
+    pub host_name: Arc<str>,
+    /// Marks this installation's trace headers; see
+    /// [`crate::message::TraceContext::key`].
+    pub trace_key: [u8; 16],
+}

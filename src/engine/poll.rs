@@ -1,15 +1,15 @@
 //! The driver: one poll of one record, from its ledger to its report.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use super::Engine;
 use super::batch::Batch;
-use super::ports::{LedgerStore, MailSink, Observer, Secrets, Stage};
-use super::report::{Counters, PollError, Report, Scope};
+use super::plan::{Plan, Tally};
+use super::ports::Stage;
+use super::report::{PollError, Report, Scope};
 use super::route;
 use super::session::{self, Checked, Maildrop, Session};
 use super::transfer::{Context, End, Transfer, ledger_error};
@@ -17,67 +17,10 @@ use super::work::{Work, wanted};
 use crate::domain::code::Code;
 use crate::domain::ledger::{Change, Findings, Ledger, SurveyPolicy};
 use crate::domain::work::{OnUidChange, Settings, WorkItem};
-use crate::net::Connector;
 use crate::pop3::Command;
 
 /// Sessions of one poll: each but the first must have been earned by progress.
 const SESSIONS: u32 = 50;
-
-/// Polls maildrops. One a process; cheap to share.
-pub struct Engine {
-    /// Makes connections.
-    pub connector: Arc<Connector>,
-    /// Reads passwords and certificates.
-    pub secrets: Arc<dyn Secrets>,
-    /// Remembers UIDs.
-    pub ledgers: Arc<dyn LedgerStore>,
-    /// Takes messages.
-    pub sink: Arc<dyn MailSink>,
-    /// Hears what happens.
-    pub observer: Arc<dyn Observer>,
-    /// This host's name, for trace headers.
-    pub host_name: Arc<str>,
-    /// Marks this installation's trace headers; see
-    /// [`crate::message::TraceContext::key`].
-    pub trace_key: [u8; 16],
-}
-
-/// What a poll carries from one of its sessions to the next.
-#[derive(Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a finding of its own")]
-pub(super) struct Plan {
-    /// Messages are fetched singly, each confirmed: something was out of step.
-    pub(super) careful: bool,
-    /// How often a session broke at a message, by UID or else by number.
-    pub(super) strikes: HashMap<Result<Box<[u8]>, u32>, u8>,
-    /// Numbers to pass over where there are no UIDs.
-    pub(super) skip: HashSet<u32>,
-    /// The server drops the connection on CAPA.
-    pub(super) without_capa: bool,
-    /// A message was fetched or set aside since the session began.
-    pub(super) progress: bool,
-    /// The server has obeyed our DELEs.
-    pub(super) left_cleanly: bool,
-    /// Messages fetched by earlier sessions of this poll.
-    pub(super) budget: Option<u64>,
-}
-
-/// What a poll has to report, as it grows.
-#[derive(Default)]
-pub(super) struct Tally {
-    pub(super) counters: Counters,
-    pub(super) refused: Option<String>,
-    pub(super) login_delay: Option<Duration>,
-}
-
-impl Tally {
-    /// Keeps the first of the troubles with single messages.
-    pub(super) fn note(&mut self, what: &str) {
-        if self.refused.is_none() {
-            self.refused = Some(what.to_owned());
-        }
-    }
-}
 
 impl Engine {
     /// Polls `item` once. Ends at the next message when `stop` says so; when

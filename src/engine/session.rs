@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::poll::{Engine, Plan};
+use super::Engine;
+use super::plan::Plan;
 use super::ports::{SecretError, Secrets};
 use super::report::{PollError, Scope};
 use crate::domain::code::Code;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::incoming::Fetch;
-use super::poll::{Plan, Tally};
+use super::plan::{Plan, Tally};
 use super::ports::Observer;
 use crate::domain::ledger::{Change, Entry, Findings, Ledger, State, SurveyPolicy, Told, Twins, day_of};
 use crate::domain::work::{OnReject, WorkItem};

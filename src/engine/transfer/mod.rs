@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::batch::Batch;
 use super::incoming::{Ended, EndedWay, Fetch, Incoming, Judgement, Outgoing, Rule, Taken};
-use super::poll::{Plan, Tally};
+use super::plan::{Plan, Tally};
 use super::ports::{Courier, Job, LedgerError, Observer, Outcome, Part, Stage, Via};
 use super::report::{PollError, Scope};
 use crate::domain::code::Code;

@@ -1,0 +1,43 @@
+//! What a poll carries through its sessions.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::report::Counters;
+
+/// What a poll carries from one of its sessions to the next.
+#[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a finding of its own")]
+pub(super) struct Plan {
+    /// Messages are fetched singly, each confirmed: something was out of step.
+    pub(super) careful: bool,
+    /// How often a session broke at a message, by UID or else by number.
+    pub(super) strikes: HashMap<Result<Box<[u8]>, u32>, u8>,
+    /// Numbers to pass over where there are no UIDs.
+    pub(super) skip: HashSet<u32>,
+    /// The server drops the connection on CAPA.
+    pub(super) without_capa: bool,
+    /// A message was fetched or set aside since the session began.
+    pub(super) progress: bool,
+    /// The server has obeyed our DELEs.
+    pub(super) left_cleanly: bool,
+    /// Messages fetched by earlier sessions of this poll.
+    pub(super) budget: Option<u64>,
+}
+
+/// What a poll has to report, as it grows.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) counters: Counters,
+    pub(super) refused: Option<String>,
+    pub(super) login_delay: Option<Duration>,
+}
+
+impl Tally {
+    /// Keeps the first of the troubles with single messages.
+    pub(super) fn note(&mut self, what: &str) {
+        if self.refused.is_none() {
+            self.refused = Some(what.to_owned());
+        }
+    }
+}
