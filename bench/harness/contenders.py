@@ -66,20 +66,22 @@ class Rpop:
     def available(self):
         return self.binary.exists()
 
-    def manifests(self, folder, records, delivery, leave=False, poll_every="24h", extra="", checkpoint=""):
+    def manifests(self, folder, records, delivery, leave=False, poll_every="24h", processors=64):
         """`records`: (name, host, port, user); `delivery`: YAML of spec.delivery."""
         files = folder / "manifests"
         files.mkdir(parents=True, exist_ok=True)
-        (files / "common.yaml").write_text(f"""\
+        # For many accounts: as many sessions as the raw driver, all to one host.
+        limits = f"  processors: {processors}\n  hostConnections: 0\n" if processors else ""
+        common = files / "common.yaml"
+        common.touch(0o600)
+        common.write_text(f"""\
 apiVersion: rpop.dev/v1alpha1
 kind: RpopSettings
 metadata: {{name: default}}
 spec:
   mainDomain: bench.example
   allowSelfPoll: true
-  processors: 64
-  hostConnections: 0
-{extra}---
+{limits}---
 apiVersion: rpop.dev/v1alpha1
 kind: RpopDomain
 metadata: {{name: bench.example}}
