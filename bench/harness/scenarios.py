@@ -343,6 +343,7 @@ def b(bench):
     count = 2000 if bench.quick else 5000
     bench.boxes.template("t4k", count, size)
     bench.boxes.template("t4k-mid", 1000, size)
+    bench.boxes.template("t4k-both", 2000, size)
     few_count = 40 if bench.quick else 100
     bench.boxes.template("t4k-few", few_count, size)
     proxy = bench.proxy(50)
@@ -362,7 +363,7 @@ def b(bench):
               lambda f: bench.raw_deliver("smtp", proxy[s.smtp], 100, size), runs=1)
     table.add(Row("raw: delivery at 50 ms -> SMTP, 16 connections", 1600, "raw"),
               lambda f: bench.raw_deliver("smtp", proxy[s.smtp], 1600, size, connections=16))
-    both = bench.one_account(table, "t4k-mid", 1000, pop, far, peers=False, prefix="both at 50 ms: ",
+    both = bench.one_account(table, "t4k-both", 2000, pop, far, peers=False, prefix="both at 50 ms: ",
                              sinks=("smtp-chunking", "lmtp-chunking", "smtp", "lmtp"))
     bench.one_account(table, "t4k-few", few_count, pop, far, peers=True, sinks=(), prefix="both at 50 ms: ")
     bench.fetchmail_row(table, "t4k-few", few_count, proxy[s.smtp_quick], "SMTP sink, both at 50 ms", pop, runs=1)

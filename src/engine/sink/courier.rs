@@ -259,7 +259,7 @@ impl<D: Dial> Way<D> {
     }
 
     fn recover(&self, session: Session<D::Stream>, lost: &Lost) {
-        let (reused, heard, accepted) = (session.reused, session.heard, session.accepted);
+        let (reused, heard, accepted) = (session.is_reused(), session.heard, session.accepted);
         let (outcomes, tasks) = session.salvage(lost);
         for outcome in outcomes {
             self.report(outcome);

@@ -82,6 +82,17 @@ impl From<smtp::Error> for Lost {
     }
 }
 
+/// What a connection did before a route took it up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Past {
+    /// It was made for the route.
+    New,
+    /// It has worked until now.
+    Warm,
+    /// It has been idle for longer than [`FRESH`].
+    Idle,
+}
+
 /// A connection and its transactions.
 #[derive(Debug)]
 pub(super) struct Session<S> {
@@ -95,10 +106,7 @@ pub(super) struct Session<S> {
     dirty: bool,
     /// 421 was said.
     farewell: bool,
-    /// The connection has served another route before.
-    pub(super) reused: bool,
-    /// And has been idle since, for longer than [`FRESH`].
-    stale: bool,
+    past: Past,
     /// Replies heard since the connection was taken up for this route.
     pub(super) heard: u64,
     /// Messages accepted since then.
@@ -119,8 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             expected: VecDeque::new(),
             dirty: false,
             farewell: false,
-            reused: false,
-            stale: false,
+            past: Past::New,
             heard: 0,
             accepted: 0,
             progress: Instant::now(),
@@ -137,11 +144,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             return None;
         }
         self.terms = terms;
-        self.reused = true;
-        self.stale = self.progress.elapsed() > FRESH;
+        self.past = if self.progress.elapsed() > FRESH { Past::Idle } else { Past::Warm };
         (self.heard, self.accepted, self.finished) = (0, 0, None);
         self.progress = Instant::now();
         Some(self)
+    }
+
+    /// Whether the connection has served another route, or this one, before.
+    pub(super) fn is_reused(&self) -> bool {
+        self.past != Past::New
     }
 
     /// Whether another task may go this way.
@@ -347,7 +358,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     // that was idle may be dead: its first message is not
                     // ended before a reply has shown that it lives, lest its
                     // outcome be in doubt.
-                    let doubtful = self.stale && self.heard == 0;
+                    let doubtful = self.past == Past::Idle && self.heard == 0;
                     if waits && transaction.chunked && (streamed || doubtful) {
                         break;
                     }
