@@ -30,6 +30,8 @@ pub(super) struct Session {
     /// EXPIRE 0 is announced.
     pub(super) expires_at_once: bool,
     asks_capa: bool,
+    /// By LIST, where it was asked for together with UIDL; in rising order.
+    listed: Option<Vec<(u32, u64)>>,
     /// By STAT.
     messages: u32,
     octets: u64,
@@ -170,6 +172,7 @@ async fn log_in(
     Ok(Session {
         client,
         asks_capa: !plan.without_capa,
+        listed: None,
         expires_at_once: false,
         messages: 0,
         octets: 0,
@@ -191,8 +194,12 @@ impl Session {
         item: &WorkItem,
         mut survey: Survey<'_>,
     ) -> Result<Maildrop, PollError> {
-        let questions = [Question::Capabilities, Question::Stat, Question::Uidl];
-        self.client.ahead(if self.asks_capa { &questions } else { &questions[1..] });
+        // Where nothing is left on the server the sizes of all that is listed
+        // will be wanted: LIST rides along and saves a round trip.
+        let lists = !item.leave && self.client.known_capabilities().is_some_and(|known| known.pipelining);
+        let questions = [Question::Capabilities, Question::Stat, Question::Uidl, Question::List];
+        let questions = if lists { &questions[..] } else { &questions[..3] };
+        self.client.ahead(if self.asks_capa { questions } else { &questions[1..] });
         if self.asks_capa {
             // It may say more, or less, than before the login.
             self.client.capabilities().await.map_err(|error| protocol(&error))?;
@@ -204,7 +211,19 @@ impl Session {
         }
         let stat = self.client.stat().await.map_err(|error| protocol(&error))?;
         (self.messages, self.octets) = (stat.messages, stat.octets);
-        match self.client.uidl(|number, uid| survey.see(number, uid)).await {
+        let listing = self.client.uidl(|number, uid| survey.see(number, uid)).await;
+        if lists && matches!(listing, Ok(_) | Err(Error::Unsupported { .. })) {
+            let mut sizes = Vec::with_capacity((stat.messages as usize).min(10_000));
+            match self.client.list(|number, size| sizes.push((number, size))).await {
+                Ok(_) => {
+                    sizes.sort_unstable_by_key(|(number, _)| *number);
+                    self.listed = Some(sizes);
+                }
+                Err(Error::Refused { .. } | Error::Unsupported { .. }) => {}
+                Err(error) => return Err(protocol(&error)),
+            }
+        }
+        match listing {
             Ok(listing) => {
                 if listing.void_lines > 0 {
                     survey.void_line();
@@ -234,7 +253,9 @@ impl Session {
         if wanted.is_empty() {
             return Ok(sizes);
         }
-        if self.pipelining && few {
+        if let Some(listed) = self.listed.take() {
+            sizes.extend(listed.into_iter().filter(|(number, _)| wanted.binary_search(number).is_ok()));
+        } else if self.pipelining && few {
             for number in wanted {
                 self.client.send(Command::ListOne(*number));
             }

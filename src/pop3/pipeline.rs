@@ -123,7 +123,7 @@ impl<S> Client<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
     /// Commands that are written ahead of their answers, at most.
-    pub const WINDOW: usize = 256;
+    pub const WINDOW: usize = 1024;
 
     /// Whether octets have come although nothing is in flight.
     pub fn unsolicited(&self) -> bool {

@@ -30,6 +30,10 @@ use crate::smtp::wire::Wire;
 const WINDOW_MESSAGES: usize = 32;
 /// Octets of these; one message may be larger.
 const WINDOW_OCTETS: u64 = 1024 * 1024;
+/// A connection on which a reply came so shortly ago is not suspected to be
+/// dead: a courier's connections rest between two ledger commits, and a round
+/// trip for each commit would be the price of the suspicion.
+const FRESH: Duration = Duration::from_millis(250);
 
 /// A job on its way, with what has been tried.
 #[derive(Debug)]
@@ -93,6 +97,8 @@ pub(super) struct Session<S> {
     farewell: bool,
     /// The connection has served another route before.
     pub(super) reused: bool,
+    /// And has been idle since, for longer than [`FRESH`].
+    stale: bool,
     /// Replies heard since the connection was taken up for this route.
     pub(super) heard: u64,
     /// Messages accepted since then.
@@ -114,6 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             dirty: false,
             farewell: false,
             reused: false,
+            stale: false,
             heard: 0,
             accepted: 0,
             progress: Instant::now(),
@@ -131,6 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         self.terms = terms;
         self.reused = true;
+        self.stale = self.progress.elapsed() > FRESH;
         (self.heard, self.accepted, self.finished) = (0, 0, None);
         self.progress = Instant::now();
         Some(self)
@@ -339,7 +347,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     // that was idle may be dead: its first message is not
                     // ended before a reply has shown that it lives, lest its
                     // outcome be in doubt.
-                    let doubtful = self.reused && self.heard == 0;
+                    let doubtful = self.stale && self.heard == 0;
                     if waits && transaction.chunked && (streamed || doubtful) {
                         break;
                     }

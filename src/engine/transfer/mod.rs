@@ -26,7 +26,7 @@ mod outcome;
 mod trouble;
 
 /// RETRs under way at once, where the server announces PIPELINING.
-const WINDOW_MESSAGES: usize = 512;
+const WINDOW_MESSAGES: usize = 1024;
 /// And their octets by LIST.
 const WINDOW_OCTETS: u64 = 4 << 20;
 /// Octets of whole messages held for the destination.
@@ -375,11 +375,17 @@ impl<'a> Transfer<'a> {
         if self.draining {
             return;
         }
+        let mut asked = false;
         while !self.is_closing() && self.may_ask() {
             let Some(fetch) = self.queue.pop_front() else { break };
             self.in_flight_octets += fetch.size.unwrap_or(0);
             self.client.send(Command::Retr(fetch.number));
             self.in_flight.push_back(fetch);
+            asked = true;
+        }
+        if asked && self.queue.is_empty() && self.context.pipelining && !self.plan.careful {
+            // Its answer confirms the last message without a round trip more.
+            self.client.send(Command::Noop);
         }
         if self.unconfirmed.is_some() && self.client.in_flight() == 0 {
             self.client.send(Command::Noop);
