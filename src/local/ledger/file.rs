@@ -5,10 +5,15 @@ use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use super::text::{self, Line, Parser, ScanError, Scanned};
 use crate::domain::ledger::{Ledger, Mark};
 use crate::engine::ports::LedgerError;
 use crate::local::state::{advice, create_folder, parent, sync_folder};
+
+/// Octets of a block, in most file systems.
+const BLOCK: u64 = 4096;
 
 /// What a crash or a failed write may have left undone at a file. It has to be
 /// put right before the file is used again.
@@ -34,6 +39,7 @@ pub(super) struct Disk {
 pub(super) enum Fault {
     /// So many octets are written, then the disk is full.
     Write(usize),
+    Reserve,
     Sync,
     SyncFolder,
     Truncate,
@@ -48,6 +54,26 @@ impl Disk {
             return Err(io::ErrorKind::StorageFull.into());
         }
         file.write_all(octets)
+    }
+
+    /// Takes blocks for `octets` beyond `length` without making the file any
+    /// longer. Where the file system cannot do that, nothing can be said
+    /// before the writing.
+    fn reserve(&self, file: &File, length: u64, octets: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if self.fault(|fault| *fault == Fault::Reserve).is_some() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if octets == 0 {
+            return Ok(());
+        }
+        let took = rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, length, octets)
+        });
+        match took {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            took => Ok(took?),
+        }
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
@@ -171,6 +197,39 @@ impl LedgerFile<'_> {
         if mark.object == 0 && !self.path.exists() {
             return self.create(salt, lines, count);
         }
+        let (mut file, object, length) = self.open(mark, salt)?;
+        let written = self.disk.write(&mut file, lines).and_then(|()| self.disk.sync(&file));
+        if let Err(error) = written {
+            // What was written may or may not be there after a power loss,
+            // and reading it back now proves nothing: away with it.
+            self.doubt.length = Some((object, length));
+            if self.disk.truncate(&file, length).is_ok() {
+                self.doubt.length = None;
+            }
+            return Err(self.unwritable(&error));
+        }
+        Ok(Mark { object, version: 0, length: length + lines.len() as u64, lines: mark.lines + count })
+    }
+
+    /// Takes blocks for `octets` behind the last line, which the next appends
+    /// will fill; creates the file as [`Self::append`] does. The file's length
+    /// stays as it is.
+    pub(super) fn reserve(&mut self, mark: Mark, salt: [u8; 16], octets: u64) -> Result<Mark, LedgerError> {
+        if *self.doubt != Doubt::default() {
+            self.resolve()?;
+        }
+        let mut mark = mark;
+        if mark.object == 0 && !self.path.exists() {
+            mark = self.create(salt, b"", 0)?;
+        }
+        let (file, object, length) = self.open(mark, salt)?;
+        self.disk.reserve(&file, length, octets).map_err(|error| self.unwritable(&error))?;
+        Ok(Mark { object, version: 0, length, lines: mark.lines })
+    }
+
+    /// Opens the file for appending to the ledger of `salt`: it, its inode,
+    /// and its length.
+    fn open(&self, mark: Mark, salt: [u8; 16]) -> Result<(File, u64, u64), LedgerError> {
         let mut file = match OpenOptions::new().read(true).append(true).open(self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.gone()),
@@ -182,22 +241,7 @@ impl LedgerFile<'_> {
         } else {
             self.join(&mut file, metadata.len(), salt)?
         };
-        let written = self.disk.write(&mut file, lines).and_then(|()| self.disk.sync(&file));
-        if let Err(error) = written {
-            // What was written may or may not be there after a power loss,
-            // and reading it back now proves nothing: away with it.
-            self.doubt.length = Some((metadata.ino(), length));
-            if self.disk.truncate(&file, length).is_ok() {
-                self.doubt.length = None;
-            }
-            return Err(self.unwritable(&error));
-        }
-        Ok(Mark {
-            object: metadata.ino(),
-            version: 0,
-            length: length + lines.len() as u64,
-            lines: mark.lines + count,
-        })
+        Ok((file, metadata.ino(), length))
     }
 
     /// The file is not as it was when this ledger was read: a person edited
@@ -269,6 +313,10 @@ impl LedgerFile<'_> {
         let mut file = File::open(self.path).map_err(|error| self.unreadable(&error))?;
         let ledger = self.read(&file, today)?.ledger;
         file.rewind().map_err(|error| self.unreadable(&error))?;
+        let metadata = file.metadata().map_err(|error| self.unreadable(&error))?;
+        // What was reserved stays reserved; less a block, so that rounding up
+        // does not let it grow from one compaction to the next.
+        let reserved = (metadata.blocks() * 512).saturating_sub(metadata.len()).saturating_sub(BLOCK);
         let mut to = BufWriter::with_capacity(
             64 << 10,
             create_file(temporary).map_err(|error| self.unwritable(&error))?,
@@ -295,6 +343,8 @@ impl LedgerFile<'_> {
         }
         let replaced = failed.and_then(|()| {
             let file = to.into_inner().map_err(io::IntoInnerError::into_error)?;
+            let length = file.metadata()?.len();
+            self.disk.reserve(&file, length, reserved)?;
             self.disk.sync(&file)?;
             let metadata = file.metadata()?;
             fs::rename(temporary, self.path)?;

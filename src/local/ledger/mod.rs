@@ -135,6 +135,24 @@ impl FileLedgers {
         Ok(loaded.ledger)
     }
 
+    async fn reserve(&self, key: &RecordKey, ledger: &mut Ledger, octets: u64) -> Result<(), LedgerError> {
+        self.check_writable()?;
+        let (mark, salt) = (ledger.mark(), ledger.salt());
+        let reserve = move |inner: &Inner, mut file: LedgerFile<'_>| {
+            inner.check_folder()?;
+            file.reserve(mark, salt, octets)
+        };
+        ledger.set_mark(self.run(key, reserve).await?);
+        Ok(())
+    }
+
+    fn check_writable(&self) -> Result<(), LedgerError> {
+        match self.inner.state {
+            Some(_) => Ok(()),
+            None => Err(LedgerError::Unavailable("this process only reads ledgers".to_owned())),
+        }
+    }
+
     async fn commit(
         &self,
         key: &RecordKey,
@@ -144,9 +162,7 @@ impl FileLedgers {
         if changes.is_empty() {
             return Ok(());
         }
-        if self.inner.state.is_none() {
-            return Err(LedgerError::Unavailable("this process only reads ledgers".to_owned()));
-        }
+        self.check_writable()?;
         let lines = self.lines(key, ledger, &changes)?;
         let (mark, salt, count) = (ledger.mark(), ledger.salt(), changes.len() as u64);
         let append = move |inner: &Inner, mut file: LedgerFile<'_>| {
@@ -212,6 +228,15 @@ impl FileLedgers {
 impl LedgerStore for FileLedgers {
     fn load<'a>(&'a self, key: &'a RecordKey) -> Pending<'a, Result<Ledger, LedgerError>> {
         Box::pin(self.load(key))
+    }
+
+    fn reserve<'a>(
+        &'a self,
+        key: &'a RecordKey,
+        ledger: &'a mut Ledger,
+        octets: u64,
+    ) -> Pending<'a, Result<(), LedgerError>> {
+        Box::pin(self.reserve(key, ledger, octets))
     }
 
     fn commit<'a>(
@@ -289,5 +314,7 @@ fn today() -> i32 {
 
 #[cfg(test)]
 mod crash;
+#[cfg(test)]
+mod full;
 #[cfg(test)]
 mod tests;

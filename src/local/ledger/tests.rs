@@ -7,7 +7,7 @@ use super::file::Fault;
 use super::*;
 use crate::domain::ledger::{Entry, State};
 
-fn key(name: &str) -> RecordKey {
+pub(super) fn key(name: &str) -> RecordKey {
     RecordKey { namespace: "mail".into(), name: name.into() }
 }
 
@@ -19,17 +19,17 @@ fn put(uid: &str, state: State) -> Change {
     Change::Put { uid: uid.as_bytes().into(), entry: entry(state) }
 }
 
-fn puts(uids: std::ops::Range<u32>) -> Vec<Change> {
+pub(super) fn puts(uids: std::ops::Range<u32>) -> Vec<Change> {
     uids.map(|number| put(&format!("uid-{number}"), State::Kept)).collect()
 }
 
-struct Fixture {
-    folder: TempDir,
-    ledgers: FileLedgers,
+pub(super) struct Fixture {
+    pub(super) folder: TempDir,
+    pub(super) ledgers: FileLedgers,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ledgers = FileLedgers::new(Arc::new(StateDir::open(folder.path().join("state")).unwrap()));
         Self { folder, ledgers }
@@ -42,15 +42,15 @@ impl Fixture {
         Self { folder: self.folder, ledgers }
     }
 
-    async fn load(&self) -> Ledger {
+    pub(super) async fn load(&self) -> Ledger {
         self.ledgers.load(&key("a")).await.unwrap()
     }
 
-    async fn commit(&self, ledger: &mut Ledger, changes: Vec<Change>) {
+    pub(super) async fn commit(&self, ledger: &mut Ledger, changes: Vec<Change>) {
         self.ledgers.commit(&key("a"), ledger, changes).await.unwrap();
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.ledgers.path(&key("a")).unwrap()
     }
 
@@ -58,11 +58,11 @@ impl Fixture {
         fs::read_to_string(self.path()).unwrap()
     }
 
-    fn edit(&self, change: impl FnOnce(String) -> String) {
+    pub(super) fn edit(&self, change: impl FnOnce(String) -> String) {
         fs::write(self.path(), change(self.text())).unwrap();
     }
 
-    fn fail(&self, faults: &[Fault]) {
+    pub(super) fn fail(&self, faults: &[Fault]) {
         self.ledgers.inner.disk.faults.lock().unwrap().extend_from_slice(faults);
     }
 }
