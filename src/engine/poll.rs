@@ -158,6 +158,11 @@ impl Engine {
         let octets = queue.iter().filter_map(|fetch| fetch.size).sum();
         self.observer.surveyed(&item.key, queue.len() as u64, octets);
 
+        if !queue.is_empty() {
+            // A disk that is full now would cost repeats at every poll.
+            let uids = queue.iter().map(|fetch| fetch.uid.as_ref().map_or(24, |uid| uid.len() as u64)).sum();
+            batch.reserve(queue.len(), uids).await.map_err(|error| ledger_error(&error))?;
+        }
         let route = route::route(item, settings.timeouts)?;
         let recipient = route::recipient(item, &route)?;
         let postmaster = item.postmaster.clone().map(|to| route::to_mailbox(to, route.via));
