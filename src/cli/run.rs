@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::process;
 use super::progress::Progress;
-use super::{Exit, Run as Arguments};
+use super::{Exit, Run as Arguments, table};
 use crate::domain::work::LogLevel;
 use crate::engine::Engine;
 use crate::engine::ports::{Observer, Stage};
@@ -114,9 +114,9 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     };
     let unpolled = configuration.problems.len() as u64;
     tracing::info!(
-        "rpop {} polls {} records, state in {}",
+        "rpop {} polls {}, state in {}",
         env!("CARGO_PKG_VERSION"),
-        desired.items.len(),
+        table::number(desired.items.len() as u64, "record"),
         state.path().display()
     );
     let started = Instant::now();
@@ -138,7 +138,7 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     if let Some(server) = server {
         server.abort();
     }
-    tracing::info!("{} polls succeeded, {} failed", summary.good, summary.failed);
+    tracing::info!("{} succeeded, {} failed", table::number(summary.good, "poll"), summary.failed);
     let Some(progress) = progress else { return Ok(Exit::Good) };
     progress.close();
     summary.failed += unpolled;
@@ -206,7 +206,8 @@ impl Reload {
                 .map(|item| item.key.clone())
                 .collect();
             self.secrets.replace(&now.secrets);
-            tracing::info!("the manifests have changed: {} records", now.records.len());
+            let records = table::number(now.records.len() as u64, "record");
+            tracing::info!("the manifests have changed: {records}");
             let desired = Desired {
                 settings: Arc::new(now.settings.clone()),
                 items: now.records.clone(),
