@@ -182,7 +182,7 @@ async fn a_file_cut_off_in_its_head_is_never_an_empty_ledger() {
     let whole = here.text();
     let head = whole.find("kept uid-0").unwrap();
     for length in 0..head {
-        fs::write(here.path(), &whole[..length]).unwrap();
+        fs::write(here.path(), &whole.as_bytes()[..length]).unwrap();
         let error = here.ledgers.load(&key("a")).await.unwrap_err();
         assert!(matches!(error, LedgerError::Damaged(_)), "cut at {length}: {error}");
         if length % 50 == 0 {
@@ -191,7 +191,7 @@ async fn a_file_cut_off_in_its_head_is_never_an_empty_ledger() {
             assert!(matches!(error, LedgerError::Damaged(_)), "cut at {length}: {error}");
         }
     }
-    fs::write(here.path(), &whole[..head]).unwrap();
+    fs::write(here.path(), &whole.as_bytes()[..head]).unwrap();
     assert!(here.load().await.is_empty());
 }
 
