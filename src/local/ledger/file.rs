@@ -144,12 +144,14 @@ impl LedgerFile<'_> {
         let mut ledger = None;
         let mut parser = Parser::new(today);
         let mut dead_or_alive = 0;
+        let mut headed = false;
         let scanned = self.scan(file, metadata.len(), |_, line| match &mut ledger {
             None => {
                 ledger = Some(Ledger::new(text::parse_header(line)?));
                 Ok(())
             }
             Some(ledger) => {
+                headed |= text::ends_head(line);
                 let line = parser.line(line)?;
                 dead_or_alive += u64::from(line != Line::Comment);
                 apply(ledger, line);
@@ -159,6 +161,9 @@ impl LedgerFile<'_> {
         let Some(mut ledger) = ledger else {
             return Err(self.damaged(1, "the file is empty; it should begin with a line 'rpop-ledger …'"));
         };
+        if !headed && dead_or_alive == 0 {
+            return Err(self.damaged(scanned.lines + 1, "the file was cut off within its head"));
+        }
         ledger.shrink();
         ledger.set_mark(Mark {
             object: metadata.ino(),
@@ -239,7 +244,7 @@ impl LedgerFile<'_> {
         let length = if (metadata.ino(), metadata.len()) == (mark.object, mark.length) {
             mark.length
         } else {
-            self.join(&mut file, metadata.len(), salt)?
+            self.join(&mut file, metadata.len(), mark, salt)?
         };
         Ok((file, metadata.ino(), length))
     }
@@ -247,7 +252,7 @@ impl LedgerFile<'_> {
     /// The file is not as it was when this ledger was read: a person edited
     /// it, a commit was not waited for, or a crash left half a line. Lines can
     /// be added to it all the same if it is of the same ledger.
-    fn join(&self, file: &mut File, length: u64, salt: [u8; 16]) -> Result<u64, LedgerError> {
+    fn join(&self, file: &mut File, length: u64, mark: Mark, salt: [u8; 16]) -> Result<u64, LedgerError> {
         let mut first = [0; 64];
         let read = file.rewind().and_then(|()| {
             let count = file.take(64).read(&mut first)?;
@@ -263,6 +268,12 @@ impl LedgerFile<'_> {
                 return Err(LedgerError::Conflict(text));
             }
             Err(why) => return Err(self.damaged(1, why)),
+        }
+        if length < mark.length {
+            // Lines were deleted, or the file was cut off: then nothing may
+            // be added that makes it look whole.
+            file.rewind().map_err(|error| self.unreadable(&error))?;
+            self.read(file, 0)?;
         }
         let end = last_line_end(file, length).map_err(|error| self.unreadable(&error))?;
         if end < length {
@@ -325,6 +336,7 @@ impl LedgerFile<'_> {
             ledger: &ledger,
             done: vec![false; ledger.len()],
             copied: 0,
+            headed: false,
             parser: Parser::new(today),
             text: Vec::new(),
         };
@@ -336,6 +348,11 @@ impl LedgerFile<'_> {
             }
             Ok(())
         })?;
+        if failed.is_ok() && copy.copied == 0 && !copy.headed {
+            copy.text.clear();
+            text::write_head_end(&mut copy.text);
+            failed = to.write_all(&copy.text);
+        }
         let copied = copy.copied;
         if failed.is_ok() && (copied != ledger.len() || scanned.length != ledger.mark().length) {
             // Somebody wrote to it between the two readings: another time.
@@ -423,6 +440,8 @@ struct Copy<'a> {
     ledger: &'a Ledger,
     done: Vec<bool>,
     copied: usize,
+    /// The end of the head was written.
+    headed: bool,
     parser: Parser,
     /// What to write in the place of the line.
     text: Vec<u8>,
@@ -438,6 +457,7 @@ impl Copy<'_> {
         }
         match self.parser.line(line)? {
             Line::Comment => {
+                self.headed |= text::ends_head(line);
                 self.text.extend_from_slice(line);
                 self.text.push(b'\n');
             }

@@ -252,13 +252,8 @@ impl LedgerStore for FileLedgers {
 impl Inner {
     /// A missing file means "never any" only in the folder that was opened.
     fn check_folder(&self) -> Result<(), LedgerError> {
-        match &self.state {
-            Some(state) if !state.is_still_there() => Err(LedgerError::Unavailable(format!(
-                "the state folder {} was moved, removed or unmounted; put it back and start rpop again",
-                state.path().display()
-            ))),
-            _ => Ok(()),
-        }
+        let checked = self.state.as_ref().map_or(Ok(()), |state| state.check());
+        checked.map_err(|error| LedgerError::Unavailable(error.to_string()))
     }
 
     fn files(&self) -> MutexGuard<'_, Files> {
