@@ -16,8 +16,12 @@ pub(super) fn say(item: &WorkItem, report: &Report, told: Option<Code>, next: Op
     let took = report.took.as_secs_f64();
     let next = next.map(|next| format!("{}s", next.as_secs()));
     let next = next.as_deref();
-    if let Some(refused) = &report.refused {
-        tracing::error!(record = %key, code = %Code::MessageRejected, "a message was refused or set aside: {refused}");
+    match &report.refused {
+        Some(refused) if counters.refused() > 0 => {
+            tracing::error!(record = %key, code = %Code::MessageRejected, "a message was refused or set aside: {refused}");
+        }
+        Some(note) => tracing::info!(record = %key, "{note}"),
+        None => {}
     }
     match &report.result {
         Ok(()) if counters.fetched > 0 || counters.deleted > 0 || told.is_some() => tracing::info!(
