@@ -128,7 +128,9 @@ impl Post {
             .map(|to| folder(&self.template, &to.address, self.mailbox.as_deref()))
             .collect();
         folders.dedup();
-        folders.iter().for_each(|folder| self.sweeper.visit(folder));
+        for folder in &folders {
+            self.sweeper.visit(folder);
+        }
         let recipients = envelope.recipients.len();
         let (report, reported) = oneshot::channel();
         let outcomes = self.outcomes.clone();
