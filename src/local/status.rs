@@ -411,6 +411,9 @@ impl Inner {
     fn write(&self) -> io::Result<()> {
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let Pending { records, hosts } = std::mem::take(&mut *self.pending());
+        // What waited is dropped where the folder is gone: nothing may come
+        // into being in its place.
+        self.state.check()?;
         let mut result = Ok(());
         for (key, status) in records {
             if let Err(error) = self.write_record(&key, status.as_ref()) {
@@ -527,6 +530,29 @@ mod tests {
         assert_eq!((status.totals.polls, status.totals.failed, status.totals.in_quarantine), (4, 3, 1));
         status.succeeded(40, &none);
         assert_eq!((status.error, status.last_success), (None, Some(40)));
+    }
+
+    #[tokio::test]
+    async fn a_state_folder_that_was_removed_does_not_come_back() {
+        let (folder, store) = store();
+        let state = folder.path().join("state");
+        let error = LastError::new(Code::HostUnreachable, "no route", 1_700_000_000);
+        let hosts = vec![FailedHost { host: "pop.example:995".into(), until: 1_700_000_600, error }];
+        store.put(&key("a"), polled());
+        store.flush().await.unwrap();
+        fs::remove_dir_all(&state).unwrap();
+        for _ in 0..2 {
+            store.put(&key("a"), polled());
+            store.put_hosts(hosts.clone());
+            let error = store.flush().await.unwrap_err().to_string();
+            assert!(error.contains("removed"), "{error}");
+            assert!(!state.exists());
+        }
+        fs::create_dir(&state).unwrap();
+        store.put(&key("a"), polled());
+        store.put_hosts(hosts);
+        store.flush().await.unwrap_err();
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 0, "nor is another one written to");
     }
 
     #[tokio::test]
