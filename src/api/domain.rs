@@ -114,7 +114,10 @@ pub struct SmtpDelivery {
     /// Transport security.
     #[serde(default)]
     pub tls: DeliveryTls,
-    /// The login, where the server wants one.
+    /// The login, where the server wants one. The password is sent over TLS,
+    /// and in clear text only to a loopback address,
+    /// where the server announces no STARTTLS or `tls` has `mode: None`. A
+    /// STARTTLS that does not work is then never passed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<DeliveryAuth>,
     /// How to say "do not report failures" to a server without DSN: by a null
@@ -164,7 +167,10 @@ pub struct LmtpDelivery {
     /// Transport security.
     #[serde(default)]
     pub tls: DeliveryTls,
-    /// The login, where the server wants one.
+    /// The login, where the server wants one. The password is sent over TLS,
+    /// and in clear text only to a loopback address or a unix socket,
+    /// where the server announces no STARTTLS or `tls` has `mode: None`. A
+    /// STARTTLS that does not work is then never passed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<DeliveryAuth>,
     /// What stands between the account and the mailbox: `alice+Archive`.

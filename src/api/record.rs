@@ -107,7 +107,8 @@ pub struct RpopRecordSpec {
     #[serde(default)]
     pub on_reject: OnReject,
     /// What to do when nearly all messages have new identifiers at once, as
-    /// after a migration of the server.
+    /// after a migration of the server. It needs at least 20 remembered
+    /// messages, and as many unknown ones, to be noticed.
     #[serde(default)]
     pub on_uid_change: OnUidChange,
     /// Do not poll for now. As `pollEvery: Disabled`, but keeps the rhythm.

@@ -30,7 +30,7 @@ pub(super) async fn check(arguments: Arguments) -> Exit {
     logs::follow(configuration.settings.log_level);
     super::print(configuration.report().as_bytes());
     let wrong = configuration.has_errors();
-    let good = if arguments.connect && !configuration.records.is_empty() {
+    let good = if arguments.connect && !configuration.settings_missing && !configuration.records.is_empty() {
         connect(&arguments, &configuration).await
     } else {
         true

@@ -94,7 +94,14 @@ impl Progress {
         let mut rows = lock(&self.results);
         // What wants attention first, then what got mail.
         rows.sort_by(|a, b| {
-            let rank = |row: &Row| (row.failure.is_none(), row.refused.is_none(), row.counters.fetched == 0);
+            let rank = |row: &Row| {
+                (
+                    row.failure.is_none(),
+                    row.counters.refused() == 0,
+                    row.counters.in_quarantine == 0,
+                    row.counters.fetched == 0,
+                )
+            };
             rank(a).cmp(&rank(b)).then_with(|| a.key.cmp(&b.key))
         });
         let shown = rows.len().min(MOST_ROWS);
@@ -119,14 +126,19 @@ impl Progress {
             octets += counters.bytes;
             if at < shown {
                 let result = row.failure.as_ref().map_or_else(
-                    || if row.refused.is_some() { "MessageRejected".to_owned() } else { "ok".to_owned() },
+                    || match (counters.refused(), counters.in_quarantine) {
+                        (0, 0) => "ok".to_owned(),
+                        // Set aside earlier: nothing new, and no failure.
+                        (0, waiting) => format!("ok, {waiting} set aside"),
+                        _ => Code::MessageRejected.to_string(),
+                    },
                     |(code, _)| code.to_string(),
                 );
                 let figures = [
                     counters.listed,
                     counters.unseen,
                     counters.delivered,
-                    counters.rejected.max(counters.quarantined) + counters.deferred,
+                    counters.refused(),
                     counters.deleted,
                 ];
                 let mut cells = vec![row.key.to_string()];
@@ -183,6 +195,7 @@ impl Progress {
 fn trouble(row: &Row) -> Option<String> {
     match (&row.failure, &row.refused) {
         (Some((code, message)), _) => Some(format!("{}: {code}: {message}", row.key)),
+        (None, Some(note)) if row.counters.refused() == 0 => Some(format!("{}: {note}", row.key)),
         (None, Some(refused)) => Some(format!("{}: {}: {refused}", row.key, Code::MessageRejected)),
         (None, None) => None,
     }
@@ -345,6 +358,24 @@ mod tests {
         assert!(text.contains("\nmail/r0007: AuthFailed: the server said \\u{1b}[2Jno\n"), "{text}");
         let last = "10 records: 9 good, 1 failed; 20 messages delivered (80.0 kB), 0 refused; 2.00s, 10 messages/s\n";
         assert!(text.ends_with(last), "{text}");
+    }
+
+    #[test]
+    fn what_was_set_aside_earlier_is_shown_and_is_no_failure() {
+        let progress = rows(3);
+        {
+            let mut rows = lock(&progress.results);
+            rows[0].counters.in_quarantine = 12;
+            rows[1].counters = Counters { rejected: 1, quarantined: 1, in_quarantine: 3, ..rows[1].counters };
+            rows[1].refused = Some("550 no".into());
+            rows[2].refused = Some("only a note".into());
+        }
+        let text = progress.summary(Summary { good: 3, refused: 1, ..Summary::default() }, Duration::ZERO);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].ends_with("ok, 12 set aside"), "{text}");
+        assert!(lines[2].ends_with("MessageRejected"), "{text}");
+        assert!(lines[3].ends_with("  ok"), "{text}");
+        assert!(text.contains("mail/r0001: MessageRejected: 550 no\nmail/r0002: only a note\n"), "{text}");
     }
 
     #[test]

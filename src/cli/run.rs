@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::process;
 use super::progress::Progress;
-use super::{Exit, Run as Arguments};
+use super::{Exit, Run as Arguments, table};
 use crate::domain::work::LogLevel;
 use crate::engine::Engine;
 use crate::engine::ports::{Observer, Stage};
@@ -49,8 +49,8 @@ fn misconfigured(error: &(impl std::fmt::Display + ?Sized)) -> Failure {
 async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     let stop = shutdown::listen().map_err(|error| misconfigured(&error))?;
     let paths = arguments.manifests.file.clone();
-    let watcher = (!arguments.once).then(|| Watcher::new(paths.clone(), LOOK));
-    let configuration = load(paths.clone()).await?;
+    let mut watcher = (!arguments.once).then(|| Watcher::new(paths.clone(), LOOK));
+    let mut configuration = load(paths.clone()).await?;
     let metrics = Arc::new(Metrics::new());
     let wrong = configuration.has_errors();
     metrics.configured(!wrong);
@@ -60,6 +60,9 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
         return Err(misconfigured(
             "no record can be polled: mend the manifests (`rpop check -f …` explains)",
         ));
+    }
+    if configuration.settings_missing && arguments.once {
+        return Err(misconfigured("RpopSettings has errors, so nothing is polled: mend it"));
     }
     let state = StateDir::open(arguments.state.path()).map_err(|error| {
         let exit = if matches!(error, StateError::InUse { .. }) { Exit::Failed } else { Exit::Misconfigured };
@@ -75,6 +78,14 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
         }
         None => None,
     };
+    if let (true, Some(watcher)) = (configuration.settings_missing, &mut watcher) {
+        let Some(good) = good_settings(&paths, configuration, watcher, &health, stop.clone()).await else {
+            return Ok(Exit::Good);
+        };
+        configuration = good;
+        metrics.configured(!configuration.has_errors());
+        logs::follow(configuration.settings.log_level);
+    }
     process::raise_file_limit(configuration.settings.processors);
 
     let progress = arguments.once.then(|| Arc::new(Progress::new()));
@@ -114,9 +125,9 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     };
     let unpolled = configuration.problems.len() as u64;
     tracing::info!(
-        "rpop {} polls {} records, state in {}",
+        "rpop {} polls {}, state in {}",
         env!("CARGO_PKG_VERSION"),
-        desired.items.len(),
+        table::number(desired.items.len() as u64, "record"),
         state.path().display()
     );
     let started = Instant::now();
@@ -138,7 +149,7 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     if let Some(server) = server {
         server.abort();
     }
-    tracing::info!("{} polls succeeded, {} failed", summary.good, summary.failed);
+    tracing::info!("{} succeeded, {} failed", table::number(summary.good, "poll"), summary.failed);
     let Some(progress) = progress else { return Ok(Exit::Good) };
     progress.close();
     summary.failed += unpolled;
@@ -148,6 +159,40 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
         summary if summary.failed > 0 || summary.refused > 0 || summary.ended_early => Exit::Failed,
         _ => Exit::Good,
     })
+}
+
+/// Waits until `RpopSettings` can be read: by the defaults in its place limits
+/// of the user's own would fall away. `None` when a signal came first.
+async fn good_settings(
+    paths: &[PathBuf],
+    mut before: Configuration,
+    watcher: &mut Watcher,
+    health: &Health,
+    mut stop: watch::Receiver<Stage>,
+) -> Option<Configuration> {
+    tracing::error!("RpopSettings has errors: nothing is polled until it is mended");
+    let mut beat = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        tokio::select! {
+            () = watcher.changed() => {}
+            _ = beat.tick() => {
+                health.beat();
+                continue;
+            }
+            _ = stop.wait_for(|stage| *stage > Stage::Running) => return None,
+        }
+        match load(paths.to_vec()).await {
+            Ok(mut now) => {
+                tell(now.diagnostics.iter().filter(|finding| !before.diagnostics.contains(finding)));
+                now.keep_from(&before);
+                if !now.settings_missing {
+                    return Some(now);
+                }
+                before = now;
+            }
+            Err((_, message)) => tracing::error!("{message}"),
+        }
+    }
 }
 
 /// Reads manifests off the runtime's threads.
@@ -206,7 +251,8 @@ impl Reload {
                 .map(|item| item.key.clone())
                 .collect();
             self.secrets.replace(&now.secrets);
-            tracing::info!("the manifests have changed: {} records", now.records.len());
+            let records = table::number(now.records.len() as u64, "record");
+            tracing::info!("the manifests have changed: {records}");
             let desired = Desired {
                 settings: Arc::new(now.settings.clone()),
                 items: now.records.clone(),

@@ -113,6 +113,12 @@ fn table(rows: &BTreeMap<RecordKey, Row>, state: &Path, with_manifests: bool) ->
             crate::telemetry::logs::escape_into(&mut text, &line);
         }
     }
+    for (key, row) in rows {
+        if let Some(line) = row.status.as_ref().and_then(|status| set_aside(key, status)) {
+            text.push('\n');
+            crate::telemetry::logs::escape_into(&mut text, &line);
+        }
+    }
     if !text.ends_with('\n') {
         text.push('\n');
     }
@@ -121,6 +127,24 @@ fn table(rows: &BTreeMap<RecordKey, Row>, state: &Path, with_manifests: bool) ->
         None => text += "\nrpop does not run on this state folder.\n",
     }
     text
+}
+
+/// What is said of messages that are set aside.
+fn set_aside(key: &RecordKey, status: &RecordStatus) -> Option<String> {
+    let (are, they) = match status.totals.in_quarantine {
+        0 => return None,
+        1 => ("is", "it is"),
+        _ => ("are", "they are"),
+    };
+    let messages = table::number(status.totals.in_quarantine, "message");
+    let reason = status.set_aside.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    Some(
+        format!(
+            "{key}: {messages} {are} set aside{reason}; {they} tried again by themselves, see \
+         docs/errors.md#MessageRejected"
+        )
+        .replace("it is tried again by themselves", "it is tried again by itself"),
+    )
 }
 
 fn manifest_cells(item: Option<&WorkItem>) -> [String; 7] {
@@ -193,4 +217,28 @@ fn json(rows: &BTreeMap<RecordKey, Row>) -> String {
     let mut text = serde_json::to_string_pretty(&serde_json::json!({ "items": items })).unwrap_or_default();
     text.push('\n');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::report::Counters;
+
+    #[test]
+    fn messages_that_are_set_aside_are_told_with_their_reason() {
+        let key = RecordKey { namespace: "mail".into(), name: "a".into() };
+        let mut status = RecordStatus::default();
+        status.succeeded(1, &Counters { listed: 5, in_quarantine: 2, ..Counters::default() });
+        status.tell_set_aside(Some("550 no"));
+        // Neither a quiet poll nor one that fails early makes them invisible.
+        status.tell_set_aside(None);
+        status.failed(2, crate::domain::code::Code::TimedOut, "silent", &Counters::default());
+        let rows = BTreeMap::from([(key, Row { item: None, status: Some(status.clone()) })]);
+        let text = table(&rows, Path::new("/nonexistent"), false);
+        let line = "mail/a: 2 messages are set aside: 550 no; they are tried again by themselves, see docs/errors.md#MessageRejected";
+        assert!(text.contains(line) && text.contains("False"), "{text}");
+        status.succeeded(3, &Counters::default());
+        status.tell_set_aside(None);
+        assert!(set_aside(rows.keys().next().unwrap(), &status).is_none() && status.set_aside.is_none());
+    }
 }

@@ -139,6 +139,16 @@ impl Batch {
         }));
     }
 
+    /// Makes sure that what `queue` messages with UIDs of `octets` in all will
+    /// have to say fits the store, as far as it may be handed over before a
+    /// commit.
+    pub(super) async fn reserve(&mut self, queue: usize, octets: u64) -> Result<(), LedgerError> {
+        let Some(ledger) = self.ledger.as_mut() else { return Ok(()) };
+        let messages = queue.min(self.checkpoint.messages.max(1) as usize) as u64;
+        let uids = octets / queue.max(1) as u64 * messages;
+        self.store.reserve(&self.key, ledger, messages * 200 + uids.min(1 << 20)).await
+    }
+
     /// Whether a commit is running.
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()

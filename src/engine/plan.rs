@@ -3,22 +3,26 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use super::incoming::Fetch;
 use super::report::Counters;
 
 /// What a poll carries from one of its sessions to the next.
 #[derive(Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a finding of its own")]
 pub(super) struct Plan {
     /// Messages are fetched singly, each confirmed: something was out of step.
     pub(super) careful: bool,
     /// How often a session broke at a message, by UID or else by number.
     pub(super) strikes: HashMap<Result<Box<[u8]>, u32>, u8>,
+    /// Messages at which two sessions broke, and how. They are passed over, and
+    /// set aside once something shows that the fault is theirs and not the
+    /// server's: another message comes through, or nothing else was wanting.
+    pub(super) suspects: Vec<(Fetch, String)>,
+    /// Sessions that broke.
+    pub(super) broken: u32,
     /// Numbers to pass over where there are no UIDs.
     pub(super) skip: HashSet<u32>,
     /// The server drops the connection on CAPA.
     pub(super) without_capa: bool,
-    /// A message was fetched or set aside since the session began.
-    pub(super) progress: bool,
     /// The server has obeyed our DELEs.
     pub(super) left_cleanly: bool,
     /// Messages fetched by earlier sessions of this poll.

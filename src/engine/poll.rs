@@ -1,6 +1,7 @@
 //! The driver: one poll of one record, from its ledger to its report.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -19,8 +20,13 @@ use crate::domain::ledger::{Change, Findings, Ledger, SurveyPolicy};
 use crate::domain::work::{OnUidChange, Settings, WorkItem};
 use crate::pop3::Command;
 
-/// Sessions of one poll: each but the first must have been earned by progress.
-const SESSIONS: u32 = 50;
+/// Sessions of one poll, however well each goes.
+const SESSIONS: u32 = 200;
+/// Sessions of one poll that may break.
+const BROKEN: u32 = 8;
+/// From the third broken one on this is waited before the next, and once more
+/// for each further one.
+const PAUSE: Duration = Duration::from_millis(500);
 
 impl Engine {
     /// Polls `item` once. Ends at the next message when `stop` says so; when
@@ -68,25 +74,27 @@ impl Engine {
             ledger,
         );
         let mut plan = Plan { budget: item.limits.messages_per_session.map(u64::from), ..Plan::default() };
-        for number in 0..SESSIONS {
-            plan.progress = false;
+        for _ in 0..SESSIONS {
+            if *stop.borrow() >= Stage::Draining {
+                return Ok(());
+            }
+            // Logins in quick succession lock accounts.
+            if let Some(more @ 1..) = plan.broken.checked_sub(2) {
+                tokio::time::sleep(PAUSE * more).await;
+            }
             let session = session::open(self, item, settings, &mut plan).await?;
             match self
                 .session(item, settings, session, &mut batch, &mut plan, tally, until, &mut stop)
                 .await?
             {
                 End::Complete => return Ok(()),
-                End::Again
-                    if number > 0 && !plan.progress && plan.strikes.values().all(|strikes| *strikes > 1) =>
-                {
-                    break;
-                }
+                End::Again if plan.broken >= BROKEN => break,
                 End::Again => {}
             }
         }
         Err(PollError {
             code: Code::ConnectionLost,
-            message: "the session broke again and again without a message coming through".into(),
+            message: format!("{BROKEN} sessions broke in one poll: the next one goes on"),
             scope: Scope::Account,
         })
     }
@@ -150,6 +158,11 @@ impl Engine {
         let octets = queue.iter().filter_map(|fetch| fetch.size).sum();
         self.observer.surveyed(&item.key, queue.len() as u64, octets);
 
+        if !queue.is_empty() {
+            // A disk that is full now would cost repeats at every poll.
+            let uids = queue.iter().map(|fetch| fetch.uid.as_ref().map_or(24, |uid| uid.len() as u64)).sum();
+            batch.reserve(queue.len(), uids).await.map_err(|error| ledger_error(&error))?;
+        }
         let route = route::route(item, settings.timeouts)?;
         let recipient = route::recipient(item, &route)?;
         let postmaster = item.postmaster.clone().map(|to| route::to_mailbox(to, route.via));

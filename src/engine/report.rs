@@ -44,6 +44,13 @@ pub enum Scope {
     Local,
 }
 
+impl Counters {
+    /// Messages refused, set aside or deferred in this poll.
+    pub fn refused(&self) -> u64 {
+        self.rejected.max(self.quarantined) + self.deferred
+    }
+}
+
 /// What a poll did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {

@@ -52,7 +52,6 @@ impl Work {
         tally: &mut Tally,
     ) {
         tally.counters.listed = tally.counters.listed.max(findings.listed);
-        tally.counters.unseen = tally.counters.unseen.max(findings.unseen_total);
         tally.counters.in_quarantine = findings.waiting;
         self.known = findings.vanished_ids;
         self.pruning = findings.pruning;
@@ -70,6 +69,7 @@ impl Work {
             }
         }
         let mut told: HashMap<u32, Told> = HashMap::new();
+        let mut unseen = findings.unseen_total;
         for (hash, listed) in ambiguous {
             let mut twins = ledger.twins(hash, policy);
             told.extend(twins.by_size(&listed));
@@ -77,9 +77,13 @@ impl Work {
         }
         for candidate in findings.unseen {
             match told.remove(&candidate.number) {
-                Some(Told::Known) => {}
-                Some(Told::Waiting) => tally.counters.in_quarantine += 1,
+                Some(Told::Known) => unseen -= 1,
+                Some(Told::Waiting) => {
+                    unseen -= 1;
+                    tally.counters.in_quarantine += 1;
+                }
                 Some(Told::Delete(entry)) => {
+                    unseen -= 1;
                     let entry = Entry { state: State::Deleting, ..entry };
                     self.durable_deletions
                         .push((Change::Put { uid: candidate.uid, entry }, candidate.number));
@@ -95,6 +99,7 @@ impl Work {
                 }),
             }
         }
+        tally.counters.unseen = tally.counters.unseen.max(unseen);
     }
 
     pub(super) fn take_numbers(&mut self, numbers: &[u32], sizes: &HashMap<u32, u64>, tally: &mut Tally) {
@@ -124,6 +129,12 @@ impl Work {
         observer: &dyn Observer,
         now: i64,
     ) {
+        self.queue.retain(|fetch| {
+            let same = |suspect: &Fetch| {
+                suspect.uid == fetch.uid && (fetch.uid.is_some() || suspect.number == fetch.number)
+            };
+            !plan.suspects.iter().any(|(suspect, _)| same(suspect))
+        });
         if let Some(limit) = item.limits.message_size {
             let (fit, large): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue)
                 .into_iter()

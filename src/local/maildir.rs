@@ -8,6 +8,7 @@
 
 mod batch;
 mod path;
+mod sweep;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +18,7 @@ use tokio::task::JoinSet;
 
 use self::batch::{Draft, Failure, Letter, Postmark};
 use self::path::folder;
+use self::sweep::Sweeper;
 use crate::domain::code::Code;
 use crate::domain::wire::Piece;
 use crate::engine::ports::{Content, Courier, Job, MailSink, Outcome, Part, Route, Undelivered, Verdict};
@@ -40,6 +42,7 @@ pub struct MaildirSink {
     /// The way to the writer of each configured path.
     writers: Mutex<HashMap<Arc<str>, mpsc::Sender<Letter>>>,
     memory: Arc<Semaphore>,
+    sweeper: Arc<Sweeper>,
 }
 
 impl MaildirSink {
@@ -49,6 +52,7 @@ impl MaildirSink {
             postmark: Arc::new(Postmark::new(host_name)),
             writers: Mutex::default(),
             memory: Arc::new(Semaphore::new(MEMORY as usize)),
+            sweeper: Arc::default(),
         }
     }
 
@@ -78,6 +82,7 @@ impl MailSink for MaildirSink {
             outcomes: outgoing,
             postmark: Arc::clone(&self.postmark),
             memory: Arc::clone(&self.memory),
+            sweeper: Arc::clone(&self.sweeper),
         };
         tokio::spawn(post.run(incoming));
         Courier { jobs, outcomes }
@@ -93,6 +98,7 @@ struct Post {
     outcomes: mpsc::UnboundedSender<Outcome>,
     postmark: Arc<Postmark>,
     memory: Arc<Semaphore>,
+    sweeper: Arc<Sweeper>,
 }
 
 impl Post {
@@ -122,6 +128,9 @@ impl Post {
             .map(|to| folder(&self.template, &to.address, self.mailbox.as_deref()))
             .collect();
         folders.dedup();
+        for folder in &folders {
+            self.sweeper.visit(folder);
+        }
         let recipients = envelope.recipients.len();
         let (report, reported) = oneshot::channel();
         let outcomes = self.outcomes.clone();

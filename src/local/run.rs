@@ -406,8 +406,7 @@ impl<P: Poller> Run<P> {
     /// Says, counts and remembers what a poll came to.
     fn settle(&mut self, item: &Arc<WorkItem>, report: &Report, next: Option<Moment>) {
         let counters = &report.counters;
-        let refused = counters.rejected.max(counters.quarantined) + counters.deferred;
-        self.summary.refused += refused;
+        self.summary.refused += counters.refused();
         match &report.result {
             Ok(()) => self.summary.good += 1,
             Err(_) => self.summary.failed += 1,
@@ -426,6 +425,7 @@ impl<P: Poller> Run<P> {
                 Err(error) if error.code == Code::Interrupted => {}
                 Err(error) => record.status.failed(unix, error.code, &error.message, counters),
             }
+            record.status.tell_set_aside(report.refused.as_deref());
             if code != Some(Code::Interrupted) {
                 record.told = code;
             }

@@ -107,6 +107,22 @@ impl StateDir {
         &self.path
     }
 
+    /// Makes sure that the folder under its path still is the one that was
+    /// opened: to be asked before anything is created in it, which would
+    /// otherwise come into being in its place.
+    ///
+    /// # Errors
+    /// With a text that says what to do.
+    pub(super) fn check(&self) -> io::Result<()> {
+        if self.is_still_there() {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "the state folder {} was moved, removed or unmounted; put it back and start rpop again",
+            self.path.display()
+        )))
+    }
+
     /// Whether the folder under its path still is the one that was locked: it
     /// may have been removed, or its file system unmounted.
     pub(super) fn is_still_there(&self) -> bool {
@@ -232,7 +248,9 @@ mod tests {
         let path = folder.path().join("state");
         let state = StateDir::open(&path).unwrap();
         assert!(state.is_still_there());
+        state.check().unwrap();
         fs::rename(&path, folder.path().join("elsewhere")).unwrap();
+        assert!(state.check().unwrap_err().to_string().contains("put it back"));
         assert!(!state.is_still_there());
         fs::create_dir(&path).unwrap();
         fs::write(path.join("lock"), "").unwrap();

@@ -45,6 +45,9 @@ pub struct RecordStatus {
     pub error: Option<Box<LastError>>,
     /// Counted since the record was first polled.
     pub totals: Totals,
+    /// Why messages are set aside: the reason that was told last, if any are.
+    /// A thin pointer, since there are ten thousands of these.
+    pub set_aside: Option<Box<Box<str>>>,
 }
 
 /// An error that lasts.
@@ -114,9 +117,21 @@ impl LastError {
 }
 
 impl RecordStatus {
+    /// The first refusal of the poll that was just counted. A poll without one
+    /// leaves the earlier reason as long as messages are set aside.
+    pub fn tell_set_aside(&mut self, refused: Option<&str>) {
+        if self.totals.in_quarantine == 0 {
+            self.set_aside = None;
+        } else if let Some(refused) = refused {
+            let plain = refused.chars().map(|c| if c.is_control() { ' ' } else { c });
+            self.set_aside = Some(plain.take(LONGEST_MESSAGE).collect::<String>().into_boxed_str().into());
+        }
+    }
+
     /// A poll ended well.
     pub fn succeeded(&mut self, now: i64, counters: &Counters) {
         self.polled(now, counters);
+        self.totals.in_quarantine = counters.in_quarantine;
         self.last_success = Some(now);
         self.error = None;
     }
@@ -138,7 +153,10 @@ impl RecordStatus {
         totals.rejected += counters.rejected;
         totals.deleted += counters.deleted;
         totals.bytes += counters.bytes;
-        totals.in_quarantine = counters.in_quarantine;
+        // A poll that failed before the listing says nothing of these.
+        if counters.listed > 0 {
+            totals.in_quarantine = counters.in_quarantine;
+        }
     }
 
     /// The column "Last": the time of the last success (RFC 3339), or the code
@@ -161,6 +179,7 @@ impl RecordStatus {
             next_poll_time: self.next_poll.and_then(time),
             last_error: self.error.as_deref().map(StoredError::from),
             counters: self.totals,
+            set_aside: self.set_aside.clone(),
         };
         json(&stored)
     }
@@ -173,6 +192,7 @@ impl RecordStatus {
             next_poll: stored.next_poll_time.map(Timestamp::as_second),
             error: stored.last_error.map(|error| Box::new(error.into())),
             totals: stored.counters,
+            set_aside: stored.set_aside,
         })
     }
 }
@@ -204,6 +224,8 @@ struct Stored {
     last_error: Option<StoredError>,
     #[serde(default)]
     counters: Totals,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    set_aside: Option<Box<Box<str>>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -389,6 +411,9 @@ impl Inner {
     fn write(&self) -> io::Result<()> {
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let Pending { records, hosts } = std::mem::take(&mut *self.pending());
+        // What waited is dropped where the folder is gone: nothing may come
+        // into being in its place.
+        self.state.check()?;
         let mut result = Ok(());
         for (key, status) in records {
             if let Err(error) = self.write_record(&key, status.as_ref()) {
@@ -502,9 +527,32 @@ mod tests {
         status.failed(30, Code::HostUnreachable, "a\u{7}b", &none);
         let error = status.error.as_deref().unwrap();
         assert_eq!((error.since, error.count, &*error.message), (30, 1, "a b"));
-        assert_eq!((status.totals.polls, status.totals.failed, status.totals.in_quarantine), (4, 3, 0));
+        assert_eq!((status.totals.polls, status.totals.failed, status.totals.in_quarantine), (4, 3, 1));
         status.succeeded(40, &none);
         assert_eq!((status.error, status.last_success), (None, Some(40)));
+    }
+
+    #[tokio::test]
+    async fn a_state_folder_that_was_removed_does_not_come_back() {
+        let (folder, store) = store();
+        let state = folder.path().join("state");
+        let error = LastError::new(Code::HostUnreachable, "no route", 1_700_000_000);
+        let hosts = vec![FailedHost { host: "pop.example:995".into(), until: 1_700_000_600, error }];
+        store.put(&key("a"), polled());
+        store.flush().await.unwrap();
+        fs::remove_dir_all(&state).unwrap();
+        for _ in 0..2 {
+            store.put(&key("a"), polled());
+            store.put_hosts(hosts.clone());
+            let error = store.flush().await.unwrap_err().to_string();
+            assert!(error.contains("removed"), "{error}");
+            assert!(!state.exists());
+        }
+        fs::create_dir(&state).unwrap();
+        store.put(&key("a"), polled());
+        store.put_hosts(hosts);
+        store.flush().await.unwrap_err();
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 0, "nor is another one written to");
     }
 
     #[tokio::test]

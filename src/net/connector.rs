@@ -23,7 +23,7 @@ use super::material::TlsMaterial;
 use super::resolve;
 use super::stream::{Kind, Stream};
 use super::tls::Configs;
-use super::verify::Refused;
+use super::verify::{Refused, is_ca_as_server};
 use crate::domain::text::shown;
 use crate::domain::work::{Settings, TlsMode, TlsPolicy};
 
@@ -455,6 +455,14 @@ fn refusal(refused: &Refused, host: &str, policy: &TlsPolicy) -> String {
                      give it in tls.serverName"
                 )
             }
+        }
+        // As `openssl req -x509` makes them.
+        CertificateError::Other(_) if is_ca_as_server(&refused.cause) => {
+            let other = if policy.ca.is_some() { " and not the one in tls.caRef" } else { "" };
+            format!(
+                "{host}: the server's certificate was issued by itself{other}: it is self-signed: give it as \
+                 tls.caRef, or pin it"
+            )
         }
         CertificateError::ApplicationVerificationFailure if refused.pinned => {
             format!("{host}: neither the server's certificate nor its key is among tls.pinSha256")

@@ -293,6 +293,21 @@ async fn a_self_signed_certificate_can_be_its_own_ca() {
 }
 
 #[tokio::test]
+async fn a_self_signed_certificate_is_called_so() {
+    let mut params = CertificateParams::new(vec!["pop.example".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let made = Made { der: certificate.der().clone(), pem: certificate.pem(), key };
+    let words = ["it is self-signed: give it as tls.caRef, or pin it", "SHA-256"];
+    let platform = TlsPolicy { server_name: Some("pop.example".into()), ..TlsPolicy::default() };
+    for (policy, material) in [(platform, TlsMaterial::default()), (with_ca(), ca(Authority::new().pem()))] {
+        let error = refuses(made.server(), &policy, &material, &words).await;
+        assert!(!error.to_string().contains("CaUsedAsEndEntity"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn opportunistic_tls_verifies_only_what_it_was_told_to() {
     let stranger = Authority::new().issue(|_| {});
     let port = greeter(stranger.server()).await;

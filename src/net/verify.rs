@@ -176,7 +176,7 @@ fn pinned(pins: &[[u8; 32]], certificate: &CertificateDer<'_>) -> Result<ServerC
 }
 
 /// webpki's `CaUsedAsEndEntity` reaches us in a wrapper.
-fn is_ca_as_server(error: &Error) -> bool {
+pub(super) fn is_ca_as_server(error: &Error) -> bool {
     let Error::InvalidCertificate(CertificateError::Other(other)) = error else { return false };
     other.0.to_string().contains("CaUsedAsEndEntity")
 }

@@ -165,6 +165,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
             )),
             AuthChoice::Auto if has_plain == Some(true) => Ok(Mechanism::Plain),
             AuthChoice::Auto if has_user != Some(false) => Ok(Mechanism::UserPass),
+            // A server that names no way at all has left out what every server
+            // had before there was CAPA.
+            AuthChoice::Auto if known.is_some_and(|capabilities| capabilities.sasl.is_empty()) => {
+                Ok(Mechanism::UserPass)
+            }
             AuthChoice::Auto => {
                 let offered = known.map_or(String::new(), |capabilities| capabilities.sasl.join(" "));
                 Err(Error::NoMechanism(format!(

@@ -598,3 +598,69 @@ async fn a_poison_message_does_not_block_a_server_with_a_login_delay() {
     once_each(&to, 2);
     assert_eq!(from.uids(), ["m-00000"]);
 }
+
+/// A server that breaks at every message is not a mailbox of bad messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_fails_for_a_while_costs_no_message_its_place() {
+    let from =
+        Pop3::new()
+            .generated("m", 12, 500)
+            .script(|call| {
+                if call.verb == "RETR" && call.session <= 3 { pop3::Act::Close } else { pop3::Act::Properly }
+            })
+            .start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    let report = bench.poll().await;
+    assert_eq!(report.result.unwrap_err().code, Code::ConnectionLost);
+    assert_eq!((report.counters.quarantined, from.sessions()), (0, 3), "few logins, nothing set aside");
+    bench.poll_well().await;
+    once_each(&to, 12);
+}
+
+/// One message that breaks every session is set aside, the others arrive in
+/// the same poll.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_breaks_every_session_is_set_aside() {
+    for bad in [1, 5, 8] {
+        let from = Pop3::new()
+            .generated("m", 8, 500)
+            .script(move |call| {
+                if call.verb == "RETR" && call.argument == bad.to_string() && call.session <= 3 {
+                    pop3::Act::Close
+                } else {
+                    pop3::Act::Properly
+                }
+            })
+            .start();
+        let to = Smtp::new().start();
+        let mut bench = Bench::new(&from, &to);
+        bench.item.leave = true;
+        let report = bench.poll_well().await;
+        assert_eq!((report.counters.quarantined, report.counters.delivered), (1, 7), "{bad}");
+        once_each(&to, 7);
+        assert_eq!(bench.quarantined(), 1);
+    }
+}
+
+/// `onReject: Discard` is for messages, not for accounts that do not exist.
+#[tokio::test(flavor = "multi_thread")]
+async fn discard_needs_a_word_on_the_message() {
+    for verb in ["MAIL", "RCPT", "DATA"] {
+        let from = Pop3::new().generated("m", 30, 500).start();
+        let to = Smtp::new()
+            .script(move |call| {
+                if call.verb == verb {
+                    smtp::Act::Say("550 5.1.1 no such user".into())
+                } else {
+                    smtp::Act::Properly
+                }
+            })
+            .start();
+        let mut bench = Bench::new(&from, &to);
+        bench.item.on_reject = OnReject::Discard;
+        bench.poll().await;
+        bench.poll().await;
+        assert_eq!(from.uids().len(), 30, "{verb}: nothing is deleted");
+    }
+}

@@ -205,7 +205,12 @@ impl<D: Dial> Way<D> {
                     .map(|(wire, extensions)| Session::new(wire, extensions, self.terms)),
             };
             let mut session = match session {
-                Ok(session) => session,
+                Ok(mut session) => {
+                    if self.shelf.forgoes_chunking() {
+                        session.forgo_chunking();
+                    }
+                    session
+                }
                 Err(trouble) => return self.no_connection(&trouble),
             };
             {
@@ -267,7 +272,10 @@ impl<D: Dial> Way<D> {
         let trouble = Trouble::new(Code::DestinationUnavailable, &self.host, &lost.error);
         // A connection that died while it was idle says nothing about the
         // destination, and one that was cut behind some messages little.
-        let innocent = accepted > 0 || lost.aborted || (reused && heard == 0);
+        let innocent = accepted > 0 || lost.aborted || lost.is_for_bdat() || (reused && heard == 0);
+        if lost.is_for_bdat() {
+            self.shelf.forgo_chunking();
+        }
         let down = {
             let mut counter = self.counter();
             if !innocent {
@@ -276,7 +284,12 @@ impl<D: Dial> Way<D> {
             let timed_out = matches!(lost.error, Error::TimedOut { .. } | Error::TooSlow { .. }) && !innocent;
             timed_out || counter.lost_in_row >= MOST_LOST
         };
-        if !lost.aborted {
+        if lost.is_for_bdat() {
+            tracing::info!(
+                message = %trouble.message,
+                "CHUNKING is announced, and BDAT is not known: DATA is used from now on"
+            );
+        } else if !lost.aborted {
             tracing::info!(message = %trouble.message, retried = tasks.len(), "connection to the destination lost");
         }
         for mut task in tasks.into_iter().rev() {

@@ -92,17 +92,55 @@ pub(super) async fn establish<D: Dial>(
     match attempt(dial, host, protocol, timeouts, try_tls).await {
         // Opportunistic: a server whose TLS does not work gets the mail in
         // clear text, as it would if it announced none, unless somebody asked
-        // for a certificate.
-        Err(trouble)
+        // for a certificate or a password is to be kept from those who break
+        // TLS for it.
+        Err(Setback { trouble, injected: false })
             if trouble.code == Code::TlsFailed
                 && host.tls.mode == TlsMode::Opportunistic
-                && !is_verified(host) =>
+                && !is_verified(host)
+                && host.auth.is_none() =>
         {
             tracing::info!(message = %trouble.message, "TLS does not work: going on without it");
-            attempt(dial, host, protocol, timeouts, false).await
+            attempt(dial, host, protocol, timeouts, false).await.map_err(|setback| setback.trouble)
         }
-        other => other,
+        Err(setback) => Err(advise(setback, host)),
+        Ok(ready) => Ok(ready),
     }
+}
+
+/// Why a connection did not come about.
+struct Setback {
+    trouble: Trouble,
+    /// Octets stood behind the reply to STARTTLS: somebody is in the way, and
+    /// clear text is what they are after.
+    injected: bool,
+}
+
+impl From<Trouble> for Setback {
+    fn from(trouble: Trouble) -> Self {
+        Self { trouble, injected: false }
+    }
+}
+
+/// Says what to do where opportunistic TLS might have been expected to go on
+/// in clear text.
+fn advise(Setback { trouble, injected }: Setback, host: &MailHost) -> Trouble {
+    let refrained =
+        host.tls.mode == TlsMode::Opportunistic && !is_verified(host) && (injected || host.auth.is_some());
+    if trouble.code != Code::TlsFailed || !refrained {
+        return trouble;
+    }
+    let advice = if host.auth.is_none() {
+        "nothing is sent in clear text after that: repair TLS there; tls: {mode: StartTls} always wants it, \
+         and tls: {mode: None} accepts clear text"
+    } else if is_local(&host.endpoint) {
+        "with auth nothing is sent in clear text after that: repair TLS there (tls: {mode: StartTls} always \
+         wants it), or write tls: {mode: None} to accept clear text on this machine"
+    } else {
+        "with auth nothing is sent in clear text after that: repair TLS there and write tls: {mode: StartTls}; \
+         clear text is accepted by tls: {mode: None} without auth"
+    };
+    Trouble { code: trouble.code, message: format!("{}; {advice}", trouble.message).into() }
 }
 
 async fn attempt<D: Dial>(
@@ -111,7 +149,7 @@ async fn attempt<D: Dial>(
     protocol: Protocol,
     timeouts: &Timeouts,
     try_tls: bool,
-) -> Result<(Wire<D::Stream>, Extensions), Trouble> {
+) -> Result<(Wire<D::Stream>, Extensions), Setback> {
     let trouble = |error: smtp::Error| Trouble::new(code_of(&error), host, error);
     let name = host.ehlo_name.clone().unwrap_or_else(|| dial.host_name());
     let begun = Instant::now();
@@ -134,9 +172,12 @@ async fn attempt<D: Dial>(
                     client = Client::after_tls(stream, protocol, timeouts.reply);
                     extensions = client.hello(&name).await.map_err(trouble)?;
                 }
-                Err((smtp::Error::Refused { .. }, Some(back))) if !required => client = back,
+                Err((smtp::Error::Refused { .. }, Some(back))) if !required && host.auth.is_none() => {
+                    client = back;
+                }
                 Err((error, _)) => {
-                    return Err(Trouble::new(Code::TlsFailed, host, error));
+                    let injected = matches!(error, smtp::Error::Injected);
+                    return Err(Setback { trouble: Trouble::new(Code::TlsFailed, host, error), injected });
                 }
             }
         } else if required {
@@ -144,7 +185,8 @@ async fn attempt<D: Dial>(
                 Code::TlsFailed,
                 host,
                 "TLS is required, and the server does not announce STARTTLS",
-            ));
+            )
+            .into());
         }
     }
 
@@ -154,7 +196,8 @@ async fn attempt<D: Dial>(
                 Code::DestinationRefused,
                 host,
                 "the password is not sent in clear text: set tls.mode of this delivery to StartTls or Implicit",
-            ));
+            )
+            .into());
         }
         let password = dial.secret(secret).await?;
         let credentials = Credentials { user: user.to_string(), password };

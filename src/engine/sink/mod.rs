@@ -53,6 +53,13 @@ impl<D: Dial> Pool<D> {
     }
 }
 
+impl<D: Dial> Drop for Pool<D> {
+    /// The process ends: the servers are told, without waiting for them.
+    fn drop(&mut self) {
+        self.shelves.close();
+    }
+}
+
 impl<D: Dial> MailSink for Pool<D> {
     /// Must be called within a tokio runtime.
     fn open(&self, route: Route) -> Courier {

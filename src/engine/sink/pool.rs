@@ -1,6 +1,7 @@
 //! Idle connections, kept for the next poll that goes the same way.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -48,8 +49,23 @@ impl<S> Shelves<S> {
             return Arc::clone(shelf);
         }
         // Ways come and go with the manifests: forget those that nobody uses.
-        shelves.retain(|_, shelf| Arc::strong_count(shelf) > 1 || !lock(&shelf.idle).is_empty());
+        shelves.retain(|_, shelf| {
+            Arc::strong_count(shelf) > 1
+                || !lock(&shelf.idle).is_empty()
+                || shelf.no_chunking.load(Ordering::Relaxed)
+        });
         Arc::clone(shelves.entry(key).or_default())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Shelves<S> {
+    /// Says QUIT on all idle connections, as far as that takes no waiting.
+    pub(super) fn close(&self) {
+        for shelf in lock(&self.0).values() {
+            for idle in lock(&shelf.idle).drain(..) {
+                idle.session.farewell();
+            }
+        }
     }
 }
 
@@ -58,6 +74,8 @@ impl<S> Shelves<S> {
 pub(super) struct Shelf<S> {
     idle: Mutex<Vec<Idle<S>>>,
     seats: Semaphore,
+    /// CHUNKING is announced there, and BDAT is not known.
+    no_chunking: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -68,7 +86,7 @@ struct Idle<S> {
 
 impl<S> Default for Shelf<S> {
     fn default() -> Self {
-        Self { idle: Mutex::default(), seats: Semaphore::new(MOST) }
+        Self { idle: Mutex::default(), seats: Semaphore::new(MOST), no_chunking: AtomicBool::new(false) }
     }
 }
 
@@ -87,6 +105,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Shelf<S> {
     /// go on without.
     pub(super) async fn seat(&self) -> Option<SemaphorePermit<'_>> {
         tokio::time::timeout(PATIENCE, self.seats.acquire()).await.ok()?.ok()
+    }
+
+    /// From now on DATA is used, whatever is announced.
+    pub(super) fn forgo_chunking(&self) {
+        self.no_chunking.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`forgo_chunking`](Self::forgo_chunking) was called.
+    pub(super) fn forgoes_chunking(&self) -> bool {
+        self.no_chunking.load(Ordering::Relaxed)
     }
 
     /// The most recently used connection that is still alive.

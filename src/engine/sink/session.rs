@@ -76,6 +76,19 @@ pub(super) struct Lost {
     pub(super) aborted: bool,
 }
 
+impl Lost {
+    /// CHUNKING was announced, and BDAT is not known.
+    pub(super) fn is_for_bdat(&self) -> bool {
+        matches!(&self.error, smtp::Error::Refused { to: "BDAT", reply } if is_syntactic(reply))
+    }
+}
+
+/// Whether a reply is about the command as such: unknown, misspelt, not
+/// implemented, out of sequence (RFC 5321, section 4.2.3).
+fn is_syntactic(reply: &Reply) -> bool {
+    (500..=504).contains(&reply.code())
+}
+
 impl From<smtp::Error> for Lost {
     fn from(error: smtp::Error) -> Self {
         Self { error, farewell: false, aborted: false }
@@ -95,10 +108,13 @@ enum Past {
 
 /// A connection and its transactions.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, each read in one place")]
 pub(super) struct Session<S> {
     wire: Wire<S>,
     extensions: Extensions,
     terms: Terms,
+    /// BDAT has had an answer that only those give who know it.
+    knows_bdat: bool,
     /// In the order of their replies; the last is the one being sent.
     transactions: VecDeque<Transaction>,
     expected: VecDeque<Expected>,
@@ -123,6 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             wire,
             extensions,
             terms,
+            knows_bdat: false,
             transactions: VecDeque::new(),
             expected: VecDeque::new(),
             dirty: false,
@@ -134,6 +151,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             floor: Floor::default(),
             finished: None,
         }
+    }
+
+    /// Uses DATA whatever is announced.
+    pub(super) fn forgo_chunking(&mut self) {
+        self.extensions.chunking = false;
     }
 
     /// Takes up an idle session for a route with `terms`. `None` when the
@@ -301,6 +323,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let Some(last) = self.transactions.back() else { return true };
         last.step == Step::Sent
             && self.extensions.pipelining
+            // Nothing is behind a message that may have to be sent again.
+            && (self.knows_bdat || !last.chunked)
             && self.transactions.len() < WINDOW_MESSAGES
             && self.transactions.iter().map(|transaction| transaction.weight).sum::<u64>() < WINDOW_OCTETS
     }
@@ -309,7 +333,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         // A refused BDAT may leave its recipients behind.
         let doubtful = self.transactions.iter().any(|transaction| transaction.chunked);
         let reset = self.dirty || doubtful;
-        self.transactions.push_back(Transaction::new(task, &self.extensions, self.terms.protocol, reset));
+        let mut extensions = self.extensions;
+        // A stream cannot be sent again by DATA where BDAT turns out unknown.
+        extensions.chunking &= self.knows_bdat || matches!(task.job.content, Content::Whole(_));
+        self.transactions.push_back(Transaction::new(task, &extensions, self.terms.protocol, reset));
     }
 
     /// Sends what may be sent of the last transaction. True if anything was.
@@ -414,6 +441,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         };
         transaction.outstanding = transaction.outstanding.saturating_sub(1);
         let refuses = reply.code() >= 400;
+        if transaction.chunked
+            && !self.knows_bdat
+            && matches!(expected, Expected::Chunk | Expected::Last)
+            && transaction.accepted() > 0
+        {
+            if is_syntactic(reply) {
+                // The octets of the message may have been read as commands:
+                // nothing more goes over this connection.
+                let error = smtp::Error::Refused { to: "BDAT", reply: reply.clone() };
+                return Err(Lost { error, farewell: true, aborted: false });
+            }
+            self.knows_bdat = true;
+        }
         if reply.is_intermediate() && expected != Expected::Data {
             return Err(out_of_step(expected.name()));
         }
@@ -469,7 +509,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             Expected::Last => {
                 self.dirty |= refuses && transaction.chunked;
-                let said = verdict(reply, ".");
+                // What is said of BDAT itself is no verdict on the content.
+                let bdat = transaction.chunked && is_syntactic(reply);
+                let said = verdict(reply, if bdat { "BDAT" } else { "." });
                 if self.terms.protocol == Protocol::Lmtp && transaction.accepted() > 0 {
                     let at = (transaction.next_last..transaction.standing.len())
                         .find(|&at| matches!(transaction.standing.get(at), Some(Standing::Accepted)));

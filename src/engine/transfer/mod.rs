@@ -148,6 +148,10 @@ pub(super) struct Transfer<'a> {
     /// Messages that began to come, and those of them that are done with.
     retrieved: u64,
     settled: u64,
+    /// DELEs that were answered with `+OK`: they count when QUIT is.
+    deleted: u64,
+    /// Messages that earlier sessions of the poll fetched.
+    fetched_before: u64,
 }
 
 impl<'a> Transfer<'a> {
@@ -159,6 +163,7 @@ impl<'a> Transfer<'a> {
         plan: &'a mut Plan,
         tally: &'a mut Tally,
     ) -> Self {
+        let fetched_before = tally.counters.fetched;
         Self {
             context,
             client,
@@ -188,6 +193,8 @@ impl<'a> Transfer<'a> {
             heard: Instant::now(),
             retrieved: 0,
             settled: 0,
+            deleted: 0,
+            fetched_before,
         }
     }
 
@@ -204,6 +211,9 @@ impl<'a> Transfer<'a> {
         self.deletions = deletions.into();
         let ended = self.pump(stop).await;
         self.abandon_unconfirmed();
+        if matches!(ended, Ok(End::Complete)) && self.in_step && !self.stopping {
+            self.judge_suspects();
+        }
         let settled = self.settle().await;
         if self.in_step && settled.is_ok() && ended.is_ok() && self.client.in_flight() == 0 {
             self.leave().await;
@@ -522,7 +532,7 @@ impl<'a> Transfer<'a> {
             }
             Command::Dele(_) => {
                 if reply.is_ok() {
-                    self.tally.counters.deleted += 1;
+                    self.deleted += 1;
                 }
                 return self.confirm().await;
             }
@@ -538,7 +548,7 @@ impl<'a> Transfer<'a> {
         }
         let Some(Ended { mut taken, way }) = self.unconfirmed.take() else { return Ok(None) };
         self.tally.counters.fetched += 1;
-        self.plan.progress = true;
+        self.judge_suspects();
         self.context.observer.fetched(&self.context.item.key, taken.octets);
         let whole = matches!(way, EndedWay::Whole(_) | EndedWay::Streamed(..));
         let known = whole && self.is_known(&mut taken).await?;
@@ -565,7 +575,7 @@ impl<'a> Transfer<'a> {
                 }
             }
             EndedWay::Ruled(Rule::KnownMessageId, _) => self.suppress(&taken),
-            EndedWay::Ruled(Rule::Loop, why) => self.refuse(&taken.fetch, Some(&taken), "loop", &why),
+            EndedWay::Ruled(Rule::Loop, why) => self.refuse(&taken.fetch, Some(&taken), "loop", &why, true),
             EndedWay::Void => {}
         }
         Ok(None)
@@ -615,11 +625,13 @@ impl<'a> Transfer<'a> {
         }
         self.client.send(Command::Quit);
         match self.client.event().await {
-            Ok(Event::Reply { reply, .. }) if reply.is_ok() => self.plan.left_cleanly = true,
-            // The deletions may not have happened: the ledger still knows them.
-            Ok(_) => {
-                self.tally.note("the server refused QUIT: what it should delete is deleted by the next poll");
+            Ok(Event::Reply { reply, .. }) if reply.is_ok() => {
+                self.plan.left_cleanly = true;
+                self.tally.counters.deleted += self.deleted;
             }
+            // The deletions may not have happened: the ledger still knows them.
+            Ok(_) => tracing::warn!(record = %self.context.item.key,
+                "the server refused QUIT: what it should delete is deleted by the next poll"),
             Err(error) => tracing::debug!(record = %self.context.item.key, "no answer to QUIT: {error}"),
         }
     }

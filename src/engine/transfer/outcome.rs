@@ -115,7 +115,10 @@ impl Transfer<'_> {
                     }
                 }
                 Some(Verdict::Refused(refusal)) => {
-                    self.refuse(&fetch, taken.as_ref(), "destination", &refusal.to_string());
+                    // Only a word on the content may cost the message: what is
+                    // refused earlier may be a typing error in a manifest.
+                    let content = refusal.at == "." || refusal.code == 552;
+                    self.refuse(&fetch, taken.as_ref(), "destination", &refusal.to_string(), content);
                     if matches!(refusal.at, "MAIL" | "RCPT") {
                         self.bad_streak.1 += 1;
                         if self.bad_streak.1 >= REFUSALS {
@@ -148,10 +151,17 @@ impl Transfer<'_> {
     }
 
     /// Refused for good, by the destination or by a rule.
-    pub(super) fn refuse(&mut self, fetch: &Fetch, taken: Option<&Taken>, reason: &'static str, why: &str) {
+    pub(super) fn refuse(
+        &mut self,
+        fetch: &Fetch,
+        taken: Option<&Taken>,
+        reason: &'static str,
+        why: &str,
+        content: bool,
+    ) {
         let item = self.context.item;
         match item.on_reject {
-            OnReject::Discard => {
+            OnReject::Discard if content => {
                 self.tally.counters.rejected += 1;
                 self.tally.note(why);
                 self.context.observer.rejected(&item.key, reason);
@@ -185,7 +195,6 @@ impl Transfer<'_> {
         self.tally.counters.quarantined += 1;
         self.tally.counters.in_quarantine += 1;
         self.tally.note(why);
-        self.plan.progress = true;
         tracing::warn!(record = %self.context.item.key, number = fetch.number, reason, "message set aside: {why}");
         let attempts = fetch.attempts().saturating_add(1);
         let wait = 900_i64 << u32::from(attempts.min(8) - 1).min(7);

@@ -12,6 +12,7 @@ impl Transfer<'_> {
     /// dropped without QUIT, and another one goes on behind it.
     pub(super) fn give_up_message(&mut self, why: &str) -> Result<End, PollError> {
         self.in_step = false;
+        self.plan.broken += 1;
         let fetch = self.unconfirmed.take().map(|ended| {
             if let EndedWay::Streamed(_, sender) = &ended.way {
                 self.out.withdraw(sender);
@@ -38,6 +39,7 @@ impl Transfer<'_> {
     /// one goes on behind it.
     pub(super) fn on_endless(&mut self) -> Result<End, PollError> {
         self.in_step = false;
+        self.plan.broken += 1;
         let Some(current) = self.current.take() else { return Err(internal("no message flows")) };
         self.abort_stream(&current);
         if self.draining {
@@ -64,6 +66,14 @@ impl Transfer<'_> {
         }
     }
 
+    /// The server has shown that it can hand messages over: those at which
+    /// sessions broke are set aside.
+    pub(super) fn judge_suspects(&mut self) {
+        for (fetch, why) in std::mem::take(&mut self.plan.suspects) {
+            self.quarantine(&fetch, "broken", &why, None);
+        }
+    }
+
     /// The session broke. The message under way may be the cause: the next
     /// session fetches singly, and sets it aside if it breaks there again.
     pub(super) fn on_broken(&mut self, error: &pop3::Error) -> Result<End, PollError> {
@@ -71,10 +81,19 @@ impl Transfer<'_> {
         let failed = PollError { code: error.code(), message: error.to_string(), scope: Scope::Account };
         let unconfirmed = self.unconfirmed.as_ref().map(|ended| ended.taken.fetch.clone());
         let Some(fetch) = unconfirmed.or_else(|| self.in_flight.front().cloned()) else { return Err(failed) };
+        self.plan.broken += 1;
+        if !self.plan.suspects.is_empty() && self.tally.counters.fetched == self.fetched_before {
+            // First one message, now another, and nothing between them: the
+            // fault is not in the messages.
+            self.plan.suspects.clear();
+            return Err(failed);
+        }
         let strikes = self.plan.strikes.entry(fetch.clone().uid.ok_or(fetch.number)).or_default();
         *strikes += 1;
-        if *strikes > 1 || is_glued(error) || self.context.last_session {
+        if is_glued(error) || self.context.last_session {
             self.quarantine(&fetch, "broken", &failed.message, None);
+        } else if *strikes > 1 {
+            self.plan.suspects.push((fetch, failed.message));
         } else {
             self.plan.careful = true;
         }

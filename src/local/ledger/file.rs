@@ -5,10 +5,15 @@ use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use super::text::{self, Line, Parser, ScanError, Scanned};
 use crate::domain::ledger::{Ledger, Mark};
 use crate::engine::ports::LedgerError;
 use crate::local::state::{advice, create_folder, parent, sync_folder};
+
+/// Octets of a block, in most file systems.
+const BLOCK: u64 = 4096;
 
 /// What a crash or a failed write may have left undone at a file. It has to be
 /// put right before the file is used again.
@@ -34,6 +39,7 @@ pub(super) struct Disk {
 pub(super) enum Fault {
     /// So many octets are written, then the disk is full.
     Write(usize),
+    Reserve,
     Sync,
     SyncFolder,
     Truncate,
@@ -48,6 +54,26 @@ impl Disk {
             return Err(io::ErrorKind::StorageFull.into());
         }
         file.write_all(octets)
+    }
+
+    /// Takes blocks for `octets` beyond `length` without making the file any
+    /// longer. Where the file system cannot do that, nothing can be said
+    /// before the writing.
+    fn reserve(&self, file: &File, length: u64, octets: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if self.fault(|fault| *fault == Fault::Reserve).is_some() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if octets == 0 {
+            return Ok(());
+        }
+        let took = rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, length, octets)
+        });
+        match took {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            took => Ok(took?),
+        }
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
@@ -118,12 +144,14 @@ impl LedgerFile<'_> {
         let mut ledger = None;
         let mut parser = Parser::new(today);
         let mut dead_or_alive = 0;
+        let mut headed = false;
         let scanned = self.scan(file, metadata.len(), |_, line| match &mut ledger {
             None => {
                 ledger = Some(Ledger::new(text::parse_header(line)?));
                 Ok(())
             }
             Some(ledger) => {
+                headed |= text::ends_head(line);
                 let line = parser.line(line)?;
                 dead_or_alive += u64::from(line != Line::Comment);
                 apply(ledger, line);
@@ -133,6 +161,9 @@ impl LedgerFile<'_> {
         let Some(mut ledger) = ledger else {
             return Err(self.damaged(1, "the file is empty; it should begin with a line 'rpop-ledger …'"));
         };
+        if !headed && dead_or_alive == 0 {
+            return Err(self.damaged(scanned.lines + 1, "the file was cut off within its head"));
+        }
         ledger.shrink();
         ledger.set_mark(Mark {
             object: metadata.ino(),
@@ -171,6 +202,39 @@ impl LedgerFile<'_> {
         if mark.object == 0 && !self.path.exists() {
             return self.create(salt, lines, count);
         }
+        let (mut file, object, length) = self.open(mark, salt)?;
+        let written = self.disk.write(&mut file, lines).and_then(|()| self.disk.sync(&file));
+        if let Err(error) = written {
+            // What was written may or may not be there after a power loss,
+            // and reading it back now proves nothing: away with it.
+            self.doubt.length = Some((object, length));
+            if self.disk.truncate(&file, length).is_ok() {
+                self.doubt.length = None;
+            }
+            return Err(self.unwritable(&error));
+        }
+        Ok(Mark { object, version: 0, length: length + lines.len() as u64, lines: mark.lines + count })
+    }
+
+    /// Takes blocks for `octets` behind the last line, which the next appends
+    /// will fill; creates the file as [`Self::append`] does. The file's length
+    /// stays as it is.
+    pub(super) fn reserve(&mut self, mark: Mark, salt: [u8; 16], octets: u64) -> Result<Mark, LedgerError> {
+        if *self.doubt != Doubt::default() {
+            self.resolve()?;
+        }
+        let mut mark = mark;
+        if mark.object == 0 && !self.path.exists() {
+            mark = self.create(salt, b"", 0)?;
+        }
+        let (file, object, length) = self.open(mark, salt)?;
+        self.disk.reserve(&file, length, octets).map_err(|error| self.unwritable(&error))?;
+        Ok(Mark { object, version: 0, length, lines: mark.lines })
+    }
+
+    /// Opens the file for appending to the ledger of `salt`: it, its inode,
+    /// and its length.
+    fn open(&self, mark: Mark, salt: [u8; 16]) -> Result<(File, u64, u64), LedgerError> {
         let mut file = match OpenOptions::new().read(true).append(true).open(self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.gone()),
@@ -180,30 +244,15 @@ impl LedgerFile<'_> {
         let length = if (metadata.ino(), metadata.len()) == (mark.object, mark.length) {
             mark.length
         } else {
-            self.join(&mut file, metadata.len(), salt)?
+            self.join(&mut file, metadata.len(), mark, salt)?
         };
-        let written = self.disk.write(&mut file, lines).and_then(|()| self.disk.sync(&file));
-        if let Err(error) = written {
-            // What was written may or may not be there after a power loss,
-            // and reading it back now proves nothing: away with it.
-            self.doubt.length = Some((metadata.ino(), length));
-            if self.disk.truncate(&file, length).is_ok() {
-                self.doubt.length = None;
-            }
-            return Err(self.unwritable(&error));
-        }
-        Ok(Mark {
-            object: metadata.ino(),
-            version: 0,
-            length: length + lines.len() as u64,
-            lines: mark.lines + count,
-        })
+        Ok((file, metadata.ino(), length))
     }
 
     /// The file is not as it was when this ledger was read: a person edited
     /// it, a commit was not waited for, or a crash left half a line. Lines can
     /// be added to it all the same if it is of the same ledger.
-    fn join(&self, file: &mut File, length: u64, salt: [u8; 16]) -> Result<u64, LedgerError> {
+    fn join(&self, file: &mut File, length: u64, mark: Mark, salt: [u8; 16]) -> Result<u64, LedgerError> {
         let mut first = [0; 64];
         let read = file.rewind().and_then(|()| {
             let count = file.take(64).read(&mut first)?;
@@ -219,6 +268,12 @@ impl LedgerFile<'_> {
                 return Err(LedgerError::Conflict(text));
             }
             Err(why) => return Err(self.damaged(1, why)),
+        }
+        if length < mark.length {
+            // Lines were deleted, or the file was cut off: then nothing may
+            // be added that makes it look whole.
+            file.rewind().map_err(|error| self.unreadable(&error))?;
+            self.read(file, 0)?;
         }
         let end = last_line_end(file, length).map_err(|error| self.unreadable(&error))?;
         if end < length {
@@ -269,6 +324,10 @@ impl LedgerFile<'_> {
         let mut file = File::open(self.path).map_err(|error| self.unreadable(&error))?;
         let ledger = self.read(&file, today)?.ledger;
         file.rewind().map_err(|error| self.unreadable(&error))?;
+        let metadata = file.metadata().map_err(|error| self.unreadable(&error))?;
+        // What was reserved stays reserved; less a block, so that rounding up
+        // does not let it grow from one compaction to the next.
+        let reserved = (metadata.blocks() * 512).saturating_sub(metadata.len()).saturating_sub(BLOCK);
         let mut to = BufWriter::with_capacity(
             64 << 10,
             create_file(temporary).map_err(|error| self.unwritable(&error))?,
@@ -277,6 +336,7 @@ impl LedgerFile<'_> {
             ledger: &ledger,
             done: vec![false; ledger.len()],
             copied: 0,
+            headed: false,
             parser: Parser::new(today),
             text: Vec::new(),
         };
@@ -288,6 +348,11 @@ impl LedgerFile<'_> {
             }
             Ok(())
         })?;
+        if failed.is_ok() && copy.copied == 0 && !copy.headed {
+            copy.text.clear();
+            text::write_head_end(&mut copy.text);
+            failed = to.write_all(&copy.text);
+        }
         let copied = copy.copied;
         if failed.is_ok() && (copied != ledger.len() || scanned.length != ledger.mark().length) {
             // Somebody wrote to it between the two readings: another time.
@@ -295,6 +360,8 @@ impl LedgerFile<'_> {
         }
         let replaced = failed.and_then(|()| {
             let file = to.into_inner().map_err(io::IntoInnerError::into_error)?;
+            let length = file.metadata()?.len();
+            self.disk.reserve(&file, length, reserved)?;
             self.disk.sync(&file)?;
             let metadata = file.metadata()?;
             fs::rename(temporary, self.path)?;
@@ -373,6 +440,8 @@ struct Copy<'a> {
     ledger: &'a Ledger,
     done: Vec<bool>,
     copied: usize,
+    /// The end of the head was written.
+    headed: bool,
     parser: Parser,
     /// What to write in the place of the line.
     text: Vec<u8>,
@@ -388,6 +457,7 @@ impl Copy<'_> {
         }
         match self.parser.line(line)? {
             Line::Comment => {
+                self.headed |= text::ends_head(line);
                 self.text.extend_from_slice(line);
                 self.text.push(b'\n');
             }

@@ -135,6 +135,24 @@ impl FileLedgers {
         Ok(loaded.ledger)
     }
 
+    async fn reserve(&self, key: &RecordKey, ledger: &mut Ledger, octets: u64) -> Result<(), LedgerError> {
+        self.check_writable()?;
+        let (mark, salt) = (ledger.mark(), ledger.salt());
+        let reserve = move |inner: &Inner, mut file: LedgerFile<'_>| {
+            inner.check_folder()?;
+            file.reserve(mark, salt, octets)
+        };
+        ledger.set_mark(self.run(key, reserve).await?);
+        Ok(())
+    }
+
+    fn check_writable(&self) -> Result<(), LedgerError> {
+        match self.inner.state {
+            Some(_) => Ok(()),
+            None => Err(LedgerError::Unavailable("this process only reads ledgers".to_owned())),
+        }
+    }
+
     async fn commit(
         &self,
         key: &RecordKey,
@@ -144,9 +162,7 @@ impl FileLedgers {
         if changes.is_empty() {
             return Ok(());
         }
-        if self.inner.state.is_none() {
-            return Err(LedgerError::Unavailable("this process only reads ledgers".to_owned()));
-        }
+        self.check_writable()?;
         let lines = self.lines(key, ledger, &changes)?;
         let (mark, salt, count) = (ledger.mark(), ledger.salt(), changes.len() as u64);
         let append = move |inner: &Inner, mut file: LedgerFile<'_>| {
@@ -214,6 +230,15 @@ impl LedgerStore for FileLedgers {
         Box::pin(self.load(key))
     }
 
+    fn reserve<'a>(
+        &'a self,
+        key: &'a RecordKey,
+        ledger: &'a mut Ledger,
+        octets: u64,
+    ) -> Pending<'a, Result<(), LedgerError>> {
+        Box::pin(self.reserve(key, ledger, octets))
+    }
+
     fn commit<'a>(
         &'a self,
         key: &'a RecordKey,
@@ -227,13 +252,8 @@ impl LedgerStore for FileLedgers {
 impl Inner {
     /// A missing file means "never any" only in the folder that was opened.
     fn check_folder(&self) -> Result<(), LedgerError> {
-        match &self.state {
-            Some(state) if !state.is_still_there() => Err(LedgerError::Unavailable(format!(
-                "the state folder {} was moved, removed or unmounted; put it back and start rpop again",
-                state.path().display()
-            ))),
-            _ => Ok(()),
-        }
+        let checked = self.state.as_ref().map_or(Ok(()), |state| state.check());
+        checked.map_err(|error| LedgerError::Unavailable(error.to_string()))
     }
 
     fn files(&self) -> MutexGuard<'_, Files> {
@@ -289,5 +309,7 @@ fn today() -> i32 {
 
 #[cfg(test)]
 mod crash;
+#[cfg(test)]
+mod full;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use super::file::Fault;
 use super::*;
 use crate::domain::ledger::{Entry, State};
 
-fn key(name: &str) -> RecordKey {
+pub(super) fn key(name: &str) -> RecordKey {
     RecordKey { namespace: "mail".into(), name: name.into() }
 }
 
@@ -19,17 +19,17 @@ fn put(uid: &str, state: State) -> Change {
     Change::Put { uid: uid.as_bytes().into(), entry: entry(state) }
 }
 
-fn puts(uids: std::ops::Range<u32>) -> Vec<Change> {
+pub(super) fn puts(uids: std::ops::Range<u32>) -> Vec<Change> {
     uids.map(|number| put(&format!("uid-{number}"), State::Kept)).collect()
 }
 
-struct Fixture {
-    folder: TempDir,
-    ledgers: FileLedgers,
+pub(super) struct Fixture {
+    pub(super) folder: TempDir,
+    pub(super) ledgers: FileLedgers,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ledgers = FileLedgers::new(Arc::new(StateDir::open(folder.path().join("state")).unwrap()));
         Self { folder, ledgers }
@@ -42,15 +42,15 @@ impl Fixture {
         Self { folder: self.folder, ledgers }
     }
 
-    async fn load(&self) -> Ledger {
+    pub(super) async fn load(&self) -> Ledger {
         self.ledgers.load(&key("a")).await.unwrap()
     }
 
-    async fn commit(&self, ledger: &mut Ledger, changes: Vec<Change>) {
+    pub(super) async fn commit(&self, ledger: &mut Ledger, changes: Vec<Change>) {
         self.ledgers.commit(&key("a"), ledger, changes).await.unwrap();
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.ledgers.path(&key("a")).unwrap()
     }
 
@@ -58,11 +58,11 @@ impl Fixture {
         fs::read_to_string(self.path()).unwrap()
     }
 
-    fn edit(&self, change: impl FnOnce(String) -> String) {
+    pub(super) fn edit(&self, change: impl FnOnce(String) -> String) {
         fs::write(self.path(), change(self.text())).unwrap();
     }
 
-    fn fail(&self, faults: &[Fault]) {
+    pub(super) fn fail(&self, faults: &[Fault]) {
         self.ledgers.inner.disk.faults.lock().unwrap().extend_from_slice(faults);
     }
 }
@@ -171,6 +171,58 @@ async fn garbage_is_an_error_that_names_file_and_line() {
         let mut ledger = here.ledgers.load(&other).await.unwrap();
         here.ledgers.commit(&other, &mut ledger, puts(0..1)).await.unwrap();
     }
+}
+
+// quirks: "A state file with garbage in it: an error for that record, never an empty memory"
+#[tokio::test]
+async fn a_file_cut_off_in_its_head_is_never_an_empty_ledger() {
+    let here = Fixture::new();
+    let mut ledger = here.load().await;
+    here.commit(&mut ledger, puts(0..1)).await;
+    let whole = here.text();
+    let head = whole.find("kept uid-0").unwrap();
+    for length in 0..head {
+        fs::write(here.path(), &whole.as_bytes()[..length]).unwrap();
+        let error = here.ledgers.load(&key("a")).await.unwrap_err();
+        assert!(matches!(error, LedgerError::Damaged(_)), "cut at {length}: {error}");
+        if length % 50 == 0 {
+            // Cut during a poll: no commit makes it look whole again.
+            let error = here.ledgers.commit(&key("a"), &mut ledger, puts(1..2)).await.unwrap_err();
+            assert!(matches!(error, LedgerError::Damaged(_)), "cut at {length}: {error}");
+        }
+    }
+    fs::write(here.path(), &whole.as_bytes()[..head]).unwrap();
+    assert!(here.load().await.is_empty());
+}
+
+#[tokio::test]
+async fn files_of_earlier_builds_are_read_with_and_without_messages() {
+    let here = Fixture::new();
+    let mut ledger = here.load().await;
+    here.commit(&mut ledger, puts(0..1)).await;
+    let old = "rpop-ledger 1 salt=00112233445566778899aabbccddeeff\n# What rpop took\n\
+               # end each line with a line feed.\n";
+    fs::write(here.path(), old).unwrap();
+    assert!(here.load().await.is_empty());
+    here.edit(|text| text + "kept abc\n");
+    assert_eq!(here.load().await.len(), 1);
+    // A person may delete all comments as long as there are messages; when
+    // these go too, the file stays readable.
+    here.edit(|text| text.lines().filter(|line| !line.starts_with('#')).flat_map(|l| [l, "\n"]).collect());
+    let mut ledger = here.load().await;
+    assert_eq!(ledger.len(), 1);
+    for _ in 0..70 {
+        here.commit(&mut ledger, vec![put("abc", State::Deleting)]).await;
+    }
+    let forget = Change::Forget { hash: ledger.hash(b"abc") };
+    here.commit(&mut ledger, vec![forget]).await;
+    assert!(here.load().await.is_empty());
+    let path = here.path();
+    let (disk, mut doubt) = (&here.ledgers.inner.disk, Doubt::default());
+    let mut file = LedgerFile { path: &path, disk, doubt: &mut doubt };
+    file.compact(today()).unwrap();
+    assert!(!here.text().contains("abc"));
+    assert!(here.load().await.is_empty());
 }
 
 // quirks: "kill -9, power loss, connection drop at any byte"

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! rpop-ledger 1 salt=00112233445566778899aabbccddeeff
-//! # comments, and empty lines, are kept
+//! # comments, and empty lines, are kept; the head ends with one that begins with ---
 //! kept UID day=2026-11-23 size=4096 id=0123456789abcdef digest=0123456789abcdef
 //! deleting UID day=2026-11-23 size=4096
 //! uncertain UID day=2026-11-23 size=4096 missing=2026-11-25/2
@@ -32,9 +32,27 @@ const HELP: &str = "\
 #   uncertain    the destination's answer was lost: tried once more
 #   quarantined  refused or unreadable: tried again at next=
 # Of several lines for one UID the last one counts. To have a message fetched again, delete its
-# lines; to keep one from being fetched, add a line 'kept UID'. Edit while rpop does not run, and
-# end each line with a line feed.
+# lines; to keep one from being fetched, add a line 'kept UID'. Edit while rpop does not run.
+# Each line ends with a line feed.
+# --- Leave this line in its place: without it and without a message the file counts as cut off. ---
 ";
+/// The last line of a whole head, now and in files of earlier builds.
+const HEAD_ENDS: [&[u8]; 2] = [
+    b"# --- Leave this line in its place: without it and without a message the file counts as cut off. ---",
+    b"# end each line with a line feed.",
+];
+
+/// Whether this line is the last one of a file's head. Every cut through the
+/// head leaves it out, so that what remains is not taken for an empty ledger.
+pub(super) fn ends_head(line: &[u8]) -> bool {
+    HEAD_ENDS.contains(&line.trim_ascii())
+}
+
+/// Writes the end of a head of which the rest was deleted.
+pub(super) fn write_head_end(text: &mut Vec<u8>) {
+    text.extend_from_slice(HEAD_ENDS[0]);
+    text.push(b'\n');
+}
 
 /// The longest UID that is kept, in octets.
 pub(super) const MOST_UID: usize = 64 << 10;

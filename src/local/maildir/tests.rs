@@ -155,6 +155,34 @@ async fn a_courier_that_is_dropped_leaves_no_half_messages() {
 }
 
 #[tokio::test]
+async fn what_a_killed_delivery_left_goes_after_36_hours() {
+    let root = tempfile::tempdir().unwrap();
+    let tmp = root.path().join("a/tmp");
+    fs::create_dir_all(&tmp).unwrap();
+    let aged = |name: &str, hours: u64| {
+        let file = fs::File::create(tmp.join(name)).unwrap();
+        let time = std::time::SystemTime::now() - Duration::from_hours(hours);
+        file.set_times(fs::FileTimes::new().set_accessed(time).set_modified(time)).unwrap();
+    };
+    aged("old", 37);
+    aged("recent", 35);
+    fs::create_dir(tmp.join("folder")).unwrap();
+    let template = root.path().join("{local}").display().to_string();
+    let sink = MaildirSink::new("h");
+    let outcomes = deliver(sink.open(route(&template, None)), vec![job(1, &["a@b"], whole("x: y\n"))]).await;
+    assert_eq!(outcomes[0].result, Ok(vec![Verdict::Accepted]));
+    // It holds up no delivery, hence may end behind it.
+    for _ in 0..500 {
+        if !tmp.join("old").exists() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let left: BTreeSet<_> = files(&tmp).into_iter().collect();
+    assert_eq!(left, BTreeSet::from([tmp.join("folder"), tmp.join("recent")]));
+}
+
+#[tokio::test]
 async fn what_is_in_the_way_is_told_with_its_path_and_harms_no_other_message() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("file"), b"").unwrap();

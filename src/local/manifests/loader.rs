@@ -63,6 +63,8 @@ pub(super) struct Loader {
     pub(super) broken_domains: HashSet<String>,
     pub(super) settings: Option<(api::RpopSettingsSpec, Place, Position)>,
     pub(super) settings_broken: bool,
+    /// The file that holds the settings, good or not.
+    pub(super) settings_file: Option<u32>,
     pub(super) secrets: HashMap<(SecretKind, Arc<str>, Arc<str>), Data>,
     pub(super) secret_places: HashMap<(SecretKind, Arc<str>, Arc<str>), Place>,
     pub(super) skipped: Vec<RecordKey>,
@@ -104,6 +106,7 @@ impl Loader {
             broken_domains: HashSet::new(),
             settings: None,
             settings_broken: false,
+            settings_file: None,
             secrets: HashMap::new(),
             secret_places: HashMap::new(),
             skipped: Vec::new(),
@@ -155,18 +158,31 @@ impl Loader {
     /// Reads the documents of a file.
     pub(super) fn stream(&mut self, file: u32, text: &str) {
         let bare = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let mut faulty = false;
         yaml::read(bare, |document| match document {
             Ok(node) => {
                 self.object(file, &node);
                 node.wipe();
             }
             Err(fault) => {
+                faulty = true;
                 self.broken_files.insert(file);
                 let place = Place { file, at: fault.at };
                 let message = format!("not valid YAML: {}", fault.message);
                 self.report(place, Severity::Error, None, String::new(), message);
             }
         });
+        // A document that is no YAML can still say what it was meant to be.
+        if faulty && self.settings_file != Some(file) && bare.contains(Kind::Settings.name()) {
+            let named = |line: &str| {
+                let plain: String = line.chars().filter(|c| !matches!(c, '"' | '\'' | ' ' | '-')).collect();
+                plain.contains("kind:RpopSettings")
+            };
+            if bare.lines().any(named) {
+                self.settings_broken = true;
+                self.settings_file.get_or_insert(file);
+            }
+        }
     }
 
     /// Adds a finding.
@@ -208,6 +224,13 @@ impl Loader {
             }
             Err((at, message)) => {
                 self.broken_files.insert(file);
+                let kind = node.get("kind").and_then(Node::text).unwrap_or_default();
+                if kind == Kind::Settings.name()
+                    || suggest(kind, [Kind::Settings.name()].into_iter()).is_some()
+                {
+                    self.settings_broken = true;
+                    self.settings_file.get_or_insert(file);
+                }
                 return self.report(Place { file, at }, Severity::Error, None, String::new(), message);
             }
         };
@@ -253,6 +276,9 @@ impl Loader {
                 earlier.at.line
             );
             return self.report(place, Severity::Error, key.as_ref(), subject.text("metadata.name"), message);
+        }
+        if kind == Kind::Settings {
+            self.settings_file = Some(file);
         }
         match (kind, broken) {
             (Kind::Record, true) => {

@@ -67,6 +67,16 @@ pub struct Configuration {
     /// Files of which a part could not be read.
     broken: Vec<Arc<Path>>,
     settings_broken: bool,
+    /// There is a `RpopSettings` with errors, and no good one has been read:
+    /// `settings` are the defaults, by which nothing may be polled, since
+    /// limits of the user's own would silently fall away.
+    pub settings_missing: bool,
+    settings_file: Option<Arc<Path>>,
+    /// `RpopSettings.sourceAddress`.
+    source: Option<std::net::IpAddr>,
+    use_apop: bool,
+    /// Records that ask for APOP while the settings have it off.
+    apop_off: std::collections::HashSet<RecordKey>,
 }
 
 impl Configuration {
@@ -102,8 +112,21 @@ impl Configuration {
     /// was taken out of a sound file, or whose Secret or domain was, does not
     /// stay.
     pub fn keep_from(&mut self, before: &Self) {
-        if self.settings_broken {
+        let unread = self.settings_file.is_none()
+            && before.settings_file.as_ref().is_some_and(|file| self.broken.contains(file));
+        if self.settings_broken || unread {
             self.settings = before.settings.clone();
+            self.settings_missing = before.settings_missing;
+            self.settings_file.clone_from(&before.settings_file);
+            (self.source, self.use_apop) = (before.source, before.use_apop);
+            for item in &mut self.records {
+                let apop = before.use_apop && self.apop_off.contains(&item.key);
+                if item.source_address != self.source || apop {
+                    let item = Arc::make_mut(item);
+                    item.source_address = self.source;
+                    item.remote.apop |= apop;
+                }
+            }
         }
         if !self.broken.is_empty() {
             self.secrets.fill_from(&before.secrets);

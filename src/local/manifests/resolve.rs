@@ -35,6 +35,8 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
     let mut settings = Settings::default();
     let mut source = None;
     let mut use_apop = false;
+    let settings_broken = loader.settings_broken && loader.settings.is_none();
+    let mut apop_off = std::collections::HashSet::new();
     if let Some((spec, place, main)) = loader.settings.take() {
         use_apop = spec.use_apop;
         if let Ok(built) = build::settings(&spec) {
@@ -60,6 +62,7 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         draft.item.source_address = source;
         if draft.item.remote.apop && !use_apop {
             draft.item.remote.apop = false;
+            apop_off.insert(key.clone());
             let message = "apop has no effect: RpopSettings has useApop off".into();
             warn(&mut loader, &draft, draft.apop, Severity::Warning, "spec.apop", message);
         }
@@ -81,6 +84,9 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         .iter()
         .filter_map(|file| usize::try_from(*file).ok().and_then(|file| loader.files.get(file)).cloned())
         .collect();
+    let settings_file = loader
+        .settings_file
+        .and_then(|file| usize::try_from(file).ok().and_then(|file| loader.files.get(file)).cloned());
     Configuration {
         settings,
         records,
@@ -91,7 +97,12 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         files: loader.files,
         origins,
         broken,
-        settings_broken: loader.settings_broken,
+        settings_broken,
+        settings_missing: settings_broken,
+        settings_file,
+        source,
+        use_apop,
+        apop_off,
     }
 }
 

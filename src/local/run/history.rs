@@ -16,26 +16,35 @@ pub(super) fn say(item: &WorkItem, report: &Report, told: Option<Code>, next: Op
     let took = report.took.as_secs_f64();
     let next = next.map(|next| format!("{}s", next.as_secs()));
     let next = next.as_deref();
-    if let Some(refused) = &report.refused {
-        tracing::error!(record = %key, code = %Code::MessageRejected, "a message was refused or set aside: {refused}");
+    match &report.refused {
+        Some(refused) if counters.refused() > 0 => {
+            tracing::error!(record = %key, code = %Code::MessageRejected, "a message was refused or set aside: {refused}");
+        }
+        Some(note) => tracing::info!(record = %key, "{note}"),
+        None => {}
     }
     match &report.result {
         Ok(()) if counters.fetched > 0 || counters.deleted > 0 || told.is_some() => tracing::info!(
             record = %key,
-            "{} of {} messages delivered, {} deleted, {} octets, {took:.1} s",
-            counters.delivered, counters.listed, counters.deleted, counters.bytes,
+            "{} of {} delivered, {} deleted, {} octets, {took:.1} s",
+            counters.delivered, messages(counters.listed), counters.deleted, counters.bytes,
         ),
         Ok(()) => {
-            tracing::debug!(record = %key, "nothing new among {} messages, {took:.1} s", counters.listed);
+            tracing::debug!(record = %key, "nothing new among {}, {took:.1} s", messages(counters.listed));
         }
         Err(error) if error.code == Code::Interrupted => {
-            tracing::info!(record = %key, "{}: {} messages delivered", error.message, counters.delivered);
+            tracing::info!(record = %key, "{}: {} delivered", error.message, messages(counters.delivered));
         }
         Err(error) if told == Some(error.code) => {
             tracing::warn!(record = %key, code = %error.code, next, "still: {}", error.message);
         }
         Err(error) => tracing::error!(record = %key, code = %error.code, next, "{}", error.message),
     }
+}
+
+/// `1 message`, `2 messages`.
+fn messages(count: u64) -> String {
+    format!("{count} message{}", if count == 1 { "" } else { "s" })
 }
 
 /// What the scheduler wants to know of earlier runs.

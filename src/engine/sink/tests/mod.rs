@@ -1,5 +1,6 @@
 //! A mail server in memory that can be told to misbehave, and tests against it.
 
+mod chunking;
 mod faults;
 mod floor;
 mod lanes;
@@ -82,6 +83,8 @@ struct State {
     pipe: usize,
     /// Octets that the server reads in a second; 0: as many as there are.
     rate: Arc<AtomicUsize>,
+    /// It has never heard of BDAT, and reads what follows as commands.
+    no_bdat: bool,
     /// What becomes of STARTTLS over a real network.
     tls: Option<Tls>,
 }
@@ -123,6 +126,7 @@ impl Fake {
             works: Duration::ZERO,
             pipe: 64 * 1024,
             rate: Arc::default(),
+            no_bdat: false,
             tls: None,
         })))
     }
@@ -305,7 +309,7 @@ impl Serving {
                         self.end(body).await?;
                     }
                 }
-                "BDAT" => self.bdat(&command).await?,
+                "BDAT" if !self.fake.state().no_bdat => self.bdat(&command).await?,
                 "QUIT" => {
                     self.answer(&command, "221 bye").await?;
                     return None;
@@ -558,4 +562,17 @@ pub(super) fn code_of(verdict: &Verdict) -> (u16, &'static str) {
 pub(super) fn streamed(id: u64) -> (mpsc::Sender<Part>, Job) {
     let (parts, incoming) = mpsc::channel(4);
     (parts, Job { content: Content::Stream(incoming), ..job(id, &["a@b"]) })
+}
+
+/// A courier with a connection that has taken one message (id 0), hence takes
+/// streams by BDAT where CHUNKING is announced. The message is forgotten.
+pub(super) async fn proven(fake: &Fake) -> Courier {
+    let mut courier = smtp(fake);
+    courier.jobs.send(job(0, &["a@b"])).await.unwrap();
+    assert_eq!(courier.outcomes.recv().await.unwrap().result, Ok(accepted(1)));
+    let mut state = fake.state();
+    state.taken.clear();
+    state.commands.clear();
+    drop(state);
+    courier
 }

@@ -44,7 +44,7 @@ async fn pieces_go_out_as_they_are_and_end_in_one_dot() {
 async fn a_message_in_pieces_is_ended_by_its_end_alone() {
     for announces in WAYS {
         let fake = Fake::new(announces);
-        let Courier { jobs, mut outcomes } = smtp(&fake);
+        let Courier { jobs, mut outcomes } = proven(&fake).await;
         let (parts, job) = streamed(7);
         jobs.send(job).await.unwrap();
         for text in [&b"a: b\r\n\r\n..x\r\n"[..], b"y\r\n"] {
@@ -55,6 +55,8 @@ async fn a_message_in_pieces_is_ended_by_its_end_alone() {
         parts.send(Part::End).await.unwrap();
         assert_eq!(outcomes.recv().await.unwrap().result, Ok(accepted(1)));
         assert_eq!(fake.taken()[0].body, b"a: b\r\n\r\n.x\r\ny\r\n");
+        let chunking = announces.contains(&"CHUNKING");
+        assert_eq!(fake.commands("DATA").is_empty(), chunking);
     }
 }
 
@@ -63,7 +65,7 @@ async fn a_message_in_pieces_is_ended_by_its_end_alone() {
 async fn a_stream_that_breaks_off_is_never_delivered_and_mail_goes_on() {
     for announces in WAYS {
         let fake = Fake::new(announces);
-        let Courier { jobs, mut outcomes } = smtp(&fake);
+        let Courier { jobs, mut outcomes } = proven(&fake).await;
         let (parts, broken) = streamed(1);
         jobs.send(broken).await.unwrap();
         parts.send(Part::Data(piece(b"half\r\n", true))).await.unwrap();
@@ -84,7 +86,7 @@ async fn a_stream_that_breaks_off_is_never_delivered_and_mail_goes_on() {
 async fn dropping_the_courier_sends_no_final_dot() {
     for announces in WAYS {
         let fake = Fake::new(announces);
-        let courier = smtp(&fake);
+        let courier = proven(&fake).await;
         let (parts, job) = streamed(1);
         courier.jobs.send(job).await.unwrap();
         parts.send(Part::Data(piece(b"half\r\n", true))).await.unwrap();

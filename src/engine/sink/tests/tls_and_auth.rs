@@ -39,6 +39,13 @@ fn auth_rule(_: usize, what: &str) -> Option<Act> {
     }
 }
 
+fn tls_failed(result: &Result<Vec<Verdict>, Undelivered>) -> &str {
+    match result {
+        Err(Undelivered::Unavailable { code: Code::TlsFailed, message }) => message,
+        other => panic!("{other:?}"),
+    }
+}
+
 const TLS: &[&str] = &["PIPELINING", "STARTTLS", "AUTH PLAIN"];
 
 #[tokio::test]
@@ -106,6 +113,52 @@ async fn octets_injected_behind_starttls() {
         "{result:?}"
     );
     assert!(fake.commands("AUTH").is_empty());
+}
+
+// quirks: "STARTTLS injection" (opportunistic: whoever injects wants clear text)
+#[tokio::test]
+async fn octets_injected_behind_starttls_never_lead_to_clear_text() {
+    for reply in ["220 go\r\n250-fake\r\n250 AUTH PLAIN\r\n", "454 no\r\n250 fake\r\n", "220 go\r\n250"] {
+        for auth in [None, Some("pass")] {
+            for endpoint in [remote(), Endpoint::Tcp("127.0.0.1".into(), 25)] {
+                let fake =
+                    Fake::with(TLS, move |_, what| (what == "STARTTLS").then(|| Act::Say(reply.to_owned())));
+                let result = one(&fake, with(TlsMode::Opportunistic, auth, endpoint)).await;
+                let message = tls_failed(&result);
+                assert!(message.contains("behind its reply to STARTTLS"), "{message}");
+                assert!(message.contains("tls: {mode: StartTls}") && message.contains("tls: {mode: None}"));
+                assert_eq!(fake.connections(), 1, "no second try in clear text");
+                assert!(fake.commands("AUTH").is_empty() && fake.commands("MAIL").is_empty());
+            }
+        }
+    }
+}
+
+// quirks: "STLS stripped, refused or stalled while TLS is required aborts: never a password in clear." (opportunistic, with a login)
+#[tokio::test(start_paused = true)]
+async fn with_a_login_a_starttls_that_does_not_work_never_leads_to_clear_text() {
+    let refuses = |_: usize, what: &str| if what == "STARTTLS" { say("454 4.7.0 no TLS now") } else { None };
+    let breaks = |_: usize, what: &str| match what {
+        "STARTTLS" => say("220 go"),
+        "HANDSHAKE" => Some(Act::Close),
+        _ => None,
+    };
+    let closes = |_: usize, what: &str| (what == "STARTTLS").then_some(Act::Close);
+    let stalls = |_: usize, what: &str| (what == "STARTTLS").then_some(Act::Hang);
+    for rule in [refuses as fn(usize, &str) -> Option<Act>, breaks, closes, stalls] {
+        for (endpoint, advice) in [
+            (remote(), "by tls: {mode: None} without auth"),
+            (Endpoint::Tcp("127.0.0.1".into(), 25), "or write tls: {mode: None} to accept clear text"),
+            (Endpoint::Unix("/run/lmtp".into()), "or write tls: {mode: None} to accept clear text"),
+        ] {
+            let fake = Fake::with(TLS, rule);
+            let result = one(&fake, with(TlsMode::Opportunistic, Some("pass"), endpoint)).await;
+            let message = tls_failed(&result);
+            assert!(message.contains(advice) && message.contains("tls: {mode: StartTls}"), "{message}");
+            assert_eq!(fake.connections(), 1, "no second try in clear text");
+            assert!(fake.commands("AUTH").is_empty() && fake.commands("MAIL").is_empty());
+        }
+    }
 }
 
 #[tokio::test]

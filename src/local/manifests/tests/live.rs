@@ -59,6 +59,35 @@ fn an_edit_that_cannot_be_read_leaves_in_force_what_was() {
     assert_eq!((now.records.len(), now.problems.len()), (0, 1));
 }
 
+#[test]
+fn broken_settings_are_never_taken_for_the_defaults() {
+    let good = "apiVersion: rpop.dev/v1alpha1\nkind: RpopSettings\nmetadata: {name: default}\nspec: {processors: 7}\n";
+    let broken = [
+        good.replace("processors: 7", "processors: many"),
+        good.replace("processors: 7", "procesors: 7"),
+        good.replace("processors: 7}", "processors: [7}"),
+        good.replace("v1alpha1", "v1"),
+        good.replace("RpopSettings", "RpopSetings"),
+    ];
+    let folder =
+        Folder::of(&[("d.yaml", DOMAIN), ("r.yaml", &record(REMOTE)), ("s.yaml", SECRET), ("z.yaml", good)]);
+    let before = folder.load();
+    assert!(!before.settings_missing && before.settings.processors == 7, "{}", before.report());
+    for text in &broken {
+        folder.write("z.yaml", text.as_bytes());
+        let mut now = folder.load();
+        assert!(now.settings_missing && now.has_errors(), "{text}");
+        now.keep_from(&before);
+        assert!(!now.settings_missing && now.settings.processors == 7, "{text}");
+    }
+    // What cannot be told from anything stays what it was.
+    folder.write("z.yaml", b"a: [");
+    let mut now = folder.load();
+    assert!(!now.settings_missing);
+    now.keep_from(&before);
+    assert_eq!(now.settings.processors, 7);
+}
+
 #[tokio::test(start_paused = true)]
 async fn changes_are_noticed_once_they_have_settled() {
     let folder = Folder::of(&[("d.yaml", DOMAIN)]);
