@@ -28,6 +28,10 @@ pub(super) async fn check(arguments: Arguments) -> Exit {
         }
     };
     logs::follow(configuration.settings.log_level);
+    if configuration.files.is_empty() {
+        eprintln!("rpop: {}", run::no_manifests(&arguments.manifests.file));
+        return Exit::Misconfigured;
+    }
     super::print(configuration.report().as_bytes());
     let wrong = configuration.has_errors();
     let good = if arguments.connect && !configuration.settings_missing && !configuration.records.is_empty() {

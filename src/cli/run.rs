@@ -46,6 +46,12 @@ fn misconfigured(error: &(impl std::fmt::Display + ?Sized)) -> Failure {
     (Exit::Misconfigured, error.to_string())
 }
 
+/// Nothing to do is rarely what was meant.
+pub(super) fn no_manifests(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    format!("there are no manifests (*.yaml, *.yml, *.json) in {}", paths.join(", "))
+}
+
 async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     let stop = shutdown::listen().map_err(|error| misconfigured(&error))?;
     let paths = arguments.manifests.file.clone();
@@ -60,6 +66,13 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
         return Err(misconfigured(
             "no record can be polled: mend the manifests (`rpop check -f …` explains)",
         ));
+    }
+    if configuration.files.is_empty() {
+        let nothing = no_manifests(&paths);
+        if arguments.once {
+            return Err(misconfigured(&nothing));
+        }
+        tracing::warn!("{nothing}: waiting for some");
     }
     if configuration.settings_missing && arguments.once {
         return Err(misconfigured("RpopSettings has errors, so nothing is polled: mend it"));

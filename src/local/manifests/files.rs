@@ -108,9 +108,11 @@ pub struct Watcher {
     paths: Vec<PathBuf>,
     every: Duration,
     next: Option<Instant>,
-    look: Option<JoinHandle<u64>>,
+    look: Option<JoinHandle<Look>>,
     known: u64,
     seen: u64,
+    /// How often in a row the same was seen.
+    times: u32,
 }
 
 impl Watcher {
@@ -118,12 +120,13 @@ impl Watcher {
     /// Make it before the first load, so that no change falls between.
     pub fn new(paths: Vec<PathBuf>, every: Duration) -> Self {
         let known = fingerprint(&paths);
-        Self { paths, every, next: None, look: None, known, seen: known }
+        Self { paths, every, next: None, look: None, known: known.digest, seen: known.digest, times: 0 }
     }
 
     /// Waits until the files differ from the last time this returned, and have
     /// then stayed the same for one interval: a file that is just being
-    /// written is not read half. Cancel-safe: what has been waited and seen is
+    /// written is not read half. While a file is empty (an editor may be about
+    /// to write it in its place) it is five intervals. Cancel-safe: what has been waited and seen is
     /// not lost.
     pub async fn changed(&mut self) {
         loop {
@@ -137,18 +140,31 @@ impl Watcher {
             self.look = None;
             self.next = None;
             let Ok(now) = now else { continue };
-            let settled = now == self.seen;
-            self.seen = now;
-            if settled && now != self.known {
-                self.known = now;
+            self.times = if now.digest == self.seen { self.times + 1 } else { 0 };
+            self.seen = now.digest;
+            let enough = if now.empty { EMPTY_LOOKS } else { 1 };
+            if self.times >= enough && now.digest != self.known {
+                self.known = now.digest;
                 return;
             }
         }
     }
 }
 
-/// A digest of names, inodes, sizes and times.
-fn fingerprint(paths: &[PathBuf]) -> u64 {
+/// Looks that must agree while a file is empty.
+const EMPTY_LOOKS: u32 = 5;
+
+/// What a look at the files finds.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    /// Of names, inodes, sizes and times.
+    digest: u64,
+    /// One of them is empty.
+    empty: bool,
+}
+
+fn fingerprint(paths: &[PathBuf]) -> Look {
+    let mut empty = false;
     let mut hasher = SipHasher13::new();
     match list(paths) {
         Err(error) => {
@@ -162,6 +178,7 @@ fn fingerprint(paths: &[PathBuf]) -> u64 {
                     hasher.write_u64(data.dev());
                     hasher.write_u64(data.ino());
                     hasher.write_u64(data.size());
+                    empty |= data.size() == 0;
                     hasher.write_i64(data.mtime());
                     hasher.write_i64(data.mtime_nsec());
                     hasher.write_i64(data.ctime());
@@ -170,5 +187,5 @@ fn fingerprint(paths: &[PathBuf]) -> u64 {
             }
         }
     }
-    hasher.finish()
+    Look { digest: hasher.finish(), empty }
 }

@@ -190,3 +190,20 @@ mod properties {
         }
     }
 }
+
+/// An editor that writes in place leaves the file empty for a while.
+#[tokio::test(start_paused = true)]
+async fn an_emptied_file_is_given_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.yaml");
+    std::fs::write(&file, "a: 1").unwrap();
+    let every = Duration::from_secs(2);
+    let mut watcher = Watcher::new(vec![folder.path().to_owned()], every);
+    std::fs::write(&file, "").unwrap();
+    let early = tokio::time::timeout(every * 4, watcher.changed()).await;
+    assert!(early.is_err(), "an empty file is not believed at once");
+    std::fs::write(&file, "a: 2").unwrap();
+    tokio::time::timeout(Duration::from_mins(1), watcher.changed()).await.unwrap();
+    std::fs::write(&file, "").unwrap();
+    tokio::time::timeout(Duration::from_mins(1), watcher.changed()).await.unwrap();
+}
