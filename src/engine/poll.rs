@@ -65,7 +65,11 @@ impl Engine {
         tally: &mut Tally,
     ) -> Result<(), PollError> {
         let until = Instant::now() + settings.timeouts.session;
-        let ledger = self.ledgers.load(&item.key).await.map_err(|error| ledger_error(&error))?;
+        let mut plan = Plan { budget: item.limits.messages_per_session.map(u64::from), ..Plan::default() };
+        // A large ledger takes as long to read as a login takes.
+        let load = async { self.ledgers.load(&item.key).await.map_err(|error| ledger_error(&error)) };
+        let (ledger, first) = tokio::try_join!(load, session::open(self, item, settings, &mut plan))?;
+        let mut first = Some(first);
         let mut batch = Batch::new(
             Arc::clone(&self.ledgers),
             Arc::clone(&self.observer),
@@ -73,7 +77,6 @@ impl Engine {
             settings.checkpoint,
             ledger,
         );
-        let mut plan = Plan { budget: item.limits.messages_per_session.map(u64::from), ..Plan::default() };
         for _ in 0..SESSIONS {
             if *stop.borrow() >= Stage::Draining {
                 return Ok(());
@@ -82,7 +85,10 @@ impl Engine {
             if let Some(more @ 1..) = plan.broken.checked_sub(2) {
                 tokio::time::sleep(PAUSE * more).await;
             }
-            let session = session::open(self, item, settings, &mut plan).await?;
+            let session = match first.take() {
+                Some(first) => first,
+                None => session::open(self, item, settings, &mut plan).await?,
+            };
             match self
                 .session(item, settings, session, &mut batch, &mut plan, tally, until, &mut stop)
                 .await?
