@@ -108,7 +108,6 @@ enum Past {
 
 /// A connection and its transactions.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts, each read in one place")]
 pub(super) struct Session<S> {
     wire: Wire<S>,
     extensions: Extensions,
