@@ -30,6 +30,12 @@ const SPARE: usize = 8;
 /// A lane that needs longer for each message than this is held up by latency
 /// (of the network or of the destination's disk), and more lanes help.
 const SLOW: Duration = Duration::from_millis(4);
+/// Above this it pays to have a few lanes, so that one is served while others
+/// wait for a reply (DATA has to wait for one amid each message).
+const BRISK: Duration = Duration::from_micros(100);
+const FEW_LANES: usize = 4;
+/// Fewer messages than these are through before another connection is made.
+const WORTH_A_LANE: usize = 16;
 /// How often it is looked at whether more lanes are wanted.
 const REVIEW: Duration = Duration::from_millis(10);
 /// Connections lost in a row without one accepted message.
@@ -94,16 +100,18 @@ impl Counter {
         if lanes == 0 {
             return 1;
         }
-        let slow = match self.pace {
-            Some(pace) => pace >= SLOW,
-            None => first.since.elapsed() >= 2 * SLOW,
+        let most = match self.pace {
+            Some(pace) if pace >= SLOW => MOST_LANES,
+            Some(pace) if pace >= BRISK && self.waiting.len() >= WORTH_A_LANE => FEW_LANES,
+            None if first.since.elapsed() >= 2 * SLOW => MOST_LANES,
+            _ => 1,
         };
-        if !slow || self.enough || self.connecting > 0 {
+        if self.enough || self.connecting > 0 {
             return 0;
         }
         // The last seats are for the first lanes of other polls.
         let free = free.saturating_sub(SPARE);
-        self.waiting.len().min(3 * lanes).min(MOST_LANES.saturating_sub(lanes)).min(free)
+        self.waiting.len().min(3 * lanes).min(most.saturating_sub(lanes)).min(free)
     }
 }
 
