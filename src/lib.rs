@@ -21,7 +21,9 @@
 //! | `domain` | nothing but data and arithmetic | tokio, kube, clocks |
 //! | `net`, `pop3`, `smtp`, `message` | `domain` | kube |
 //! | `engine` | the above, through its own `ports` | kube, files |
-//! | `local` (later `k8s`) | implements the ports | the protocols |
+//! | `run` | `engine`, `telemetry`: one loop for files and cluster | kube, files |
+//! | `local`, `k8s` | implement the ports | the protocols |
+//! | `controller`, `worker` | the above | the protocols |
 //! | `cli`, `main` | all | |
 //!
 //! A test fails when `kube` appears in a layer that must not know it.
@@ -34,6 +36,7 @@ pub mod local;
 pub mod message;
 pub mod net;
 pub mod pop3;
+pub mod run;
 pub mod shutdown;
 pub mod smtp;
 pub mod telemetry;

@@ -21,8 +21,13 @@ mod record;
 pub mod reference;
 #[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod settings;
+#[allow(unreachable_pub, clippy::duplicated_attributes)]
+mod shard;
+#[allow(unreachable_pub)]
+mod slice;
 #[allow(unreachable_pub)]
 mod status;
+pub(crate) mod work;
 
 pub use common::{CaKind, CaRef, DeliveryAuth, KeyRef, NameRef};
 pub use domain::{
@@ -38,6 +43,8 @@ pub use settings::{
     ActivitySchedule, ActivityWindow, Checkpoint, Day, LogLevel, RemoteNetworks, RpopSettings,
     RpopSettingsSpec, Timeouts,
 };
+pub use shard::{RpopShard, RpopShardSpec, RpopShardStatus, ShardFailedHost};
+pub use slice::{ItemError, ItemPast, RpopWorkSlice, RpopWorkSliceSpec, SLICE_FORMAT, SliceItem, Sliced};
 pub use status::{Counters, LastError, RpopDomainStatus, RpopRecordStatus, RpopSettingsStatus};
 
 /// The API group.
@@ -49,7 +56,10 @@ pub const API_VERSION: &str = "rpop.dev/v1alpha1";
 
 /// The CRDs, in the order in which they are best applied.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    [RpopDomain::crd(), RpopRecord::crd(), RpopSettings::crd()].into_iter().map(without_nullable).collect()
+    [RpopDomain::crd(), RpopRecord::crd(), RpopSettings::crd(), RpopShard::crd(), RpopWorkSlice::crd()]
+        .into_iter()
+        .map(without_nullable)
+        .collect()
 }
 
 /// The CRD of a kind of ours.

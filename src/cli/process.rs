@@ -10,8 +10,8 @@ use crate::engine::ports::{LedgerStore, Observer, Pending, Secrets, Stage};
 use crate::engine::report::Report;
 use crate::engine::sink::{MailPool, Sinks};
 use crate::local::maildir::MaildirSink;
-use crate::local::run::Poller;
 use crate::net::Connector;
+use crate::run::Poller;
 
 /// Descriptors beside those of sessions: logs, ledgers, metrics, manifests.
 const OTHER_FILES: u64 = 256;

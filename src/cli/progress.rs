@@ -13,7 +13,7 @@ use crate::domain::code::Code;
 use crate::domain::work::{RecordKey, WorkItem};
 use crate::engine::ports::Observer;
 use crate::engine::report::{Counters, Report};
-use crate::local::run::{Audience, Summary};
+use crate::run::{Audience, Summary};
 use crate::telemetry::logs;
 
 /// Accounts that have a line of their own at a time.

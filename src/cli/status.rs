@@ -10,7 +10,8 @@ use super::{Exit, Output, Status as Arguments};
 use crate::domain::work::{RecordKey, TlsMode, WorkItem};
 use crate::local::manifests::Configuration;
 use crate::local::state::StateDir;
-use crate::local::status::{LastError, RecordStatus, StatusStore};
+use crate::local::status::{StatusStore, to_json};
+use crate::run::status::{LastError, RecordStatus};
 
 /// What is known of a record: by the manifests, and by its polls.
 #[derive(Default)]
@@ -196,7 +197,7 @@ fn json(rows: &BTreeMap<RecordKey, Row>) -> String {
             let mut object = serde_json::json!({
                 "namespace": &*key.namespace,
                 "name": &*key.name,
-                "status": row.status.as_ref().map(|status| serde_json::from_str::<serde_json::Value>(&status.to_json(key)).ok()),
+                "status": row.status.as_ref().map(|status| serde_json::from_str::<serde_json::Value>(&to_json(status, key)).ok()),
             });
             if let (Some(item), Some(object)) = (&row.item, object.as_object_mut()) {
                 let spec = serde_json::json!({

@@ -27,6 +27,24 @@ pub fn shown(text: impl AsRef<[u8]>) -> String {
     line.out
 }
 
+/// A name or value that a person wrote, for a message: printable and at most
+/// 80 characters.
+pub fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len().min(80));
+    for (at, c) in text.chars().enumerate() {
+        if at == 80 {
+            safe.push('…');
+            break;
+        }
+        if c.is_control() {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
 struct Line {
     out: String,
     count: usize,

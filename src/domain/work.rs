@@ -6,10 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::envelope::Mailbox;
 
 /// A record's name: `namespace/name`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct RecordKey {
     /// The namespace; `default` where the manifest names none.
     pub namespace: Arc<str>,
@@ -60,7 +63,8 @@ pub struct WorkItem {
 }
 
 /// The maildrop of a record.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Remote {
     /// A name or an address literal without brackets.
     pub host: Arc<str>,
@@ -80,7 +84,7 @@ pub struct Remote {
 
 /// `spec.remote.auth`; mechanisms that this build does not know are refused
 /// where manifests are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum AuthChoice {
     /// The strongest one that is offered and allowed.
     #[default]
@@ -92,7 +96,8 @@ pub enum AuthChoice {
 }
 
 /// A key of a Secret or `ConfigMap` in the record's namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SecretRef {
     /// Secret or `ConfigMap`.
     pub kind: SecretKind,
@@ -105,7 +110,7 @@ pub struct SecretRef {
 }
 
 /// Which kind of object a [`SecretRef`] names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum SecretKind {
     /// `v1/Secret`.
     Secret,
@@ -114,7 +119,7 @@ pub enum SecretKind {
 }
 
 /// When TLS is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum TlsMode {
     /// TLS from the first octet.
     #[default]
@@ -129,7 +134,8 @@ pub enum TlsMode {
 }
 
 /// Transport security of one connection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct TlsPolicy {
     /// When TLS is used.
     pub mode: TlsMode,
@@ -145,7 +151,8 @@ pub struct TlsPolicy {
 }
 
 /// Where a domain's mail goes: SMTP, LMTP or (embedded only) Maildir.
-#[derive(Clone, Debug, PartialEq, Default)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Destination {
     /// The RpopDomain's name, for messages to people.
     pub domain: Arc<str>,
@@ -158,7 +165,8 @@ pub struct Destination {
 }
 
 /// An SMTP or LMTP server.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct MailHost {
     /// TCP or a unix socket.
     pub endpoint: Endpoint,
@@ -176,7 +184,7 @@ pub struct MailHost {
 }
 
 /// Where a server listens.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Endpoint {
     /// A host name or address, and a port.
     Tcp(Arc<str>, u16),
@@ -195,11 +203,12 @@ impl fmt::Display for Endpoint {
 }
 
 /// A path with the placeholders `{local}`, `{domain}` and `{mailbox}`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MaildirPath(pub Arc<str>);
 
 /// Bounds of a poll.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Limits {
     /// Octets of the largest message that is fetched.
     pub message_size: Option<u64>,
@@ -208,7 +217,7 @@ pub struct Limits {
 }
 
 /// `spec.onReject`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum OnReject {
     /// Keep it on the server, remember it, try again with back-off.
     #[default]
@@ -220,7 +229,7 @@ pub enum OnReject {
 }
 
 /// `spec.onUidChange`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum OnUidChange {
     /// Stop with `UidsChanged` until a person decides.
     #[default]

@@ -5,6 +5,5 @@ pub mod identity;
 pub mod ledger;
 pub mod maildir;
 pub mod manifests;
-pub mod run;
 pub mod state;
 pub mod status;

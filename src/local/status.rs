@@ -6,7 +6,7 @@
 //! change, each by a temporary file and a rename, without a flush to the disk:
 //! after a power loss they may be old, which costs a poll too many.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,180 +21,41 @@ use tracing::warn;
 use super::state::{StateDir, create_folder, parent, record_path};
 use crate::domain::code::Code;
 use crate::domain::work::RecordKey;
-use crate::engine::report::Counters;
+use crate::run::Statuses;
+use crate::run::status::{FailedHost, LastError, RecordStatus, Snapshot, Totals};
 
 const FOLDER: &str = "status";
 const HOSTS: &str = "failed-hosts.json";
 /// Changes wait so long for others to be written with.
 const TOGETHER: Duration = Duration::from_secs(1);
-/// Characters of an error's message.
-const LONGEST_MESSAGE: usize = 600;
 /// No status file is larger than this one.
 const LARGEST_FILE: u64 = 64 << 10;
 
-/// The status of a record. Times are Unix seconds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RecordStatus {
-    /// The end of the last poll that went well.
-    pub last_success: Option<i64>,
-    /// The end of the last poll.
-    pub last_poll: Option<i64>,
-    /// When the next one is due.
-    pub next_poll: Option<i64>,
-    /// Why the last one did not go well, if it did not.
-    pub error: Option<Box<LastError>>,
-    /// Counted since the record was first polled.
-    pub totals: Totals,
-    /// Why messages are set aside: the reason that was told last, if any are.
-    /// A thin pointer, since there are ten thousands of these.
-    pub set_aside: Option<Box<Box<str>>>,
+/// The JSON form, as in the record's file.
+pub fn to_json(status: &RecordStatus, key: &RecordKey) -> String {
+    let stored = Stored {
+        record: key.to_string(),
+        last: status.last(),
+        last_success_time: status.last_success.and_then(time),
+        last_poll_time: status.last_poll.and_then(time),
+        next_poll_time: status.next_poll.and_then(time),
+        last_error: status.error.as_deref().map(StoredError::from),
+        counters: status.totals,
+        set_aside: status.set_aside.clone(),
+    };
+    json(&stored)
 }
 
-/// An error that lasts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LastError {
-    /// Its code.
-    pub code: Code,
-    /// For people, one line.
-    pub message: Box<str>,
-    /// When polls began to fail with this code.
-    pub since: i64,
-    /// How many have since, in a row.
-    pub count: u32,
-}
-
-/// Sums over all polls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Totals {
-    /// Polls.
-    pub polls: u64,
-    /// Polls that failed.
-    pub failed: u64,
-    /// Messages retrieved.
-    pub fetched: u64,
-    /// Messages accepted by the destination.
-    pub delivered: u64,
-    /// Messages refused for good.
-    pub rejected: u64,
-    /// Messages deleted on the server.
-    pub deleted: u64,
-    /// Octets retrieved.
-    pub bytes: u64,
-    /// Messages that are set aside now.
-    pub in_quarantine: u64,
-}
-
-/// A remote host that is left alone for a while.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FailedHost {
-    /// `host:port` as the scheduler names it.
-    pub host: Box<str>,
-    /// Until when; Unix seconds.
-    pub until: i64,
-    /// Why.
-    pub error: LastError,
-}
-
-impl LastError {
-    /// The first failure of its kind. Control characters in `message` become
-    /// spaces; it is cut at 600 characters.
-    pub fn new(code: Code, message: &str, now: i64) -> Self {
-        let plain = message.chars().map(|c| if c.is_control() { ' ' } else { c });
-        let message: String = plain.take(LONGEST_MESSAGE).collect();
-        Self { code, message: message.into(), since: now, count: 1 }
-    }
-
-    /// This failure after `before`: one of the same code goes on.
-    #[must_use]
-    pub fn after(mut self, before: Option<&Self>) -> Self {
-        if let Some(before) = before.filter(|before| before.code == self.code) {
-            self.since = before.since;
-            self.count = before.count.saturating_add(1);
-        }
-        self
-    }
-}
-
-impl RecordStatus {
-    /// The first refusal of the poll that was just counted. A poll without one
-    /// leaves the earlier reason as long as messages are set aside.
-    pub fn tell_set_aside(&mut self, refused: Option<&str>) {
-        if self.totals.in_quarantine == 0 {
-            self.set_aside = None;
-        } else if let Some(refused) = refused {
-            let plain = refused.chars().map(|c| if c.is_control() { ' ' } else { c });
-            self.set_aside = Some(plain.take(LONGEST_MESSAGE).collect::<String>().into_boxed_str().into());
-        }
-    }
-
-    /// A poll ended well.
-    pub fn succeeded(&mut self, now: i64, counters: &Counters) {
-        self.polled(now, counters);
-        self.totals.in_quarantine = counters.in_quarantine;
-        self.last_success = Some(now);
-        self.error = None;
-    }
-
-    /// A poll ended early; what it did until then is in `counters`.
-    pub fn failed(&mut self, now: i64, code: Code, message: &str, counters: &Counters) {
-        self.polled(now, counters);
-        self.totals.failed += 1;
-        let error = LastError::new(code, message, now).after(self.error.as_deref());
-        self.error = Some(Box::new(error));
-    }
-
-    fn polled(&mut self, now: i64, counters: &Counters) {
-        self.last_poll = Some(now);
-        let totals = &mut self.totals;
-        totals.polls += 1;
-        totals.fetched += counters.fetched;
-        totals.delivered += counters.delivered;
-        totals.rejected += counters.rejected;
-        totals.deleted += counters.deleted;
-        totals.bytes += counters.bytes;
-        // A poll that failed before the listing says nothing of these.
-        if counters.listed > 0 {
-            totals.in_quarantine = counters.in_quarantine;
-        }
-    }
-
-    /// The column "Last": the time of the last success (RFC 3339), or the code
-    /// of the error; empty before the first poll.
-    pub fn last(&self) -> String {
-        match (&self.error, self.last_success.and_then(time)) {
-            (Some(error), _) => error.code.to_string(),
-            (None, Some(time)) => time.to_string(),
-            (None, None) => String::new(),
-        }
-    }
-
-    /// The JSON form, as in the record's file.
-    pub fn to_json(&self, key: &RecordKey) -> String {
-        let stored = Stored {
-            record: key.to_string(),
-            last: self.last(),
-            last_success_time: self.last_success.and_then(time),
-            last_poll_time: self.last_poll.and_then(time),
-            next_poll_time: self.next_poll.and_then(time),
-            last_error: self.error.as_deref().map(StoredError::from),
-            counters: self.totals,
-            set_aside: self.set_aside.clone(),
-        };
-        json(&stored)
-    }
-
-    fn from_json(text: &[u8]) -> Result<Self, serde_json::Error> {
-        let stored: Stored = serde_json::from_slice(text)?;
-        Ok(Self {
-            last_success: stored.last_success_time.map(Timestamp::as_second),
-            last_poll: stored.last_poll_time.map(Timestamp::as_second),
-            next_poll: stored.next_poll_time.map(Timestamp::as_second),
-            error: stored.last_error.map(|error| Box::new(error.into())),
-            totals: stored.counters,
-            set_aside: stored.set_aside,
-        })
-    }
+fn from_json(text: &[u8]) -> Result<RecordStatus, serde_json::Error> {
+    let stored: Stored = serde_json::from_slice(text)?;
+    Ok(RecordStatus {
+        last_success: stored.last_success_time.map(Timestamp::as_second),
+        last_poll: stored.last_poll_time.map(Timestamp::as_second),
+        next_poll: stored.next_poll_time.map(Timestamp::as_second),
+        error: stored.last_error.map(|error| Box::new(error.into())),
+        totals: stored.counters,
+        set_aside: stored.set_aside,
+    })
 }
 
 fn time(unix: i64) -> Option<Timestamp> {
@@ -262,15 +123,6 @@ impl From<StoredError> for LastError {
     }
 }
 
-/// All that is stored.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// By record.
-    pub records: BTreeMap<RecordKey, RecordStatus>,
-    /// Hosts that were left alone when this was written.
-    pub hosts: Vec<FailedHost>,
-}
-
 /// Writes statuses, a moment after they change. It remembers only what is not
 /// written yet. Made within a tokio runtime; clones are the same store.
 #[derive(Clone, Debug)]
@@ -333,7 +185,7 @@ impl StatusStore {
         for namespace in entries(&state.join(FOLDER)) {
             for path in entries(&namespace) {
                 let Some(key) = key_of(&path) else { continue };
-                match read_file(&path).and_then(|text| Ok(RecordStatus::from_json(&text)?)) {
+                match read_file(&path).and_then(|text| Ok(from_json(&text)?)) {
                     Ok(status) => {
                         snapshot.records.insert(key, status);
                     }
@@ -378,6 +230,20 @@ impl StatusStore {
     /// The first trouble; what could not be written is tried again later.
     pub async fn flush(&self) -> io::Result<()> {
         flush(&self.inner).await
+    }
+}
+
+impl Statuses for StatusStore {
+    fn put(&self, key: &RecordKey, status: RecordStatus) {
+        Self::put(self, key, status);
+    }
+
+    fn remove(&self, key: &RecordKey) {
+        Self::remove(self, key);
+    }
+
+    fn put_hosts(&self, hosts: Vec<FailedHost>) {
+        Self::put_hosts(self, hosts);
     }
 }
 
@@ -434,7 +300,7 @@ impl Inner {
         let folder = self.state.path().join(FOLDER);
         let Some(path) = record_path(&folder, key, ".json") else { return Ok(()) };
         match status {
-            Some(status) => replace(&path, &status.to_json(key)),
+            Some(status) => replace(&path, &to_json(status, key)),
             None => match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
@@ -487,7 +353,10 @@ fn key_of(path: &Path) -> Option<RecordKey> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::engine::report::Counters;
 
     fn key(name: &str) -> RecordKey {
         RecordKey { namespace: "mail".into(), name: name.into() }
@@ -506,30 +375,6 @@ mod tests {
         status.succeeded(1_700_000_000, &counters);
         status.next_poll = Some(1_700_000_300);
         status
-    }
-
-    #[test]
-    fn a_healthy_record_takes_little_memory() {
-        assert!(size_of::<RecordStatus>() <= 128, "{}", size_of::<RecordStatus>());
-    }
-
-    // quirks: "Log lines and status messages escape and cap what servers sent."
-    #[test]
-    fn an_error_counts_on_while_its_code_stays_the_same() {
-        let mut status = polled();
-        let none = Counters::default();
-        assert_eq!(status.last(), "2023-11-14T22:13:20Z");
-        status.failed(10, Code::AuthFailed, "refused\r\nPASS", &none);
-        status.failed(20, Code::AuthFailed, "refused again", &none);
-        let error = status.error.as_deref().unwrap();
-        assert_eq!((error.since, error.count, &*error.message), (10, 2, "refused again"));
-        assert_eq!(status.last(), "AuthFailed");
-        status.failed(30, Code::HostUnreachable, "a\u{7}b", &none);
-        let error = status.error.as_deref().unwrap();
-        assert_eq!((error.since, error.count, &*error.message), (30, 1, "a b"));
-        assert_eq!((status.totals.polls, status.totals.failed, status.totals.in_quarantine), (4, 3, 1));
-        status.succeeded(40, &none);
-        assert_eq!((status.error, status.last_success), (None, Some(40)));
     }
 
     #[tokio::test]
@@ -624,7 +469,7 @@ mod tests {
     fn a_code_of_a_newer_version_does_not_stop_reading() {
         let text = br#"{"lastError": {"code": "NewCode", "message": "m", "since": "2026-01-01T00:00:00Z",
             "count": 2}, "counters": {"polls": 1, "more": 2}, "other": 1}"#;
-        let status = RecordStatus::from_json(text).unwrap();
+        let status = from_json(text).unwrap();
         assert_eq!(status.error.unwrap().code, Code::Internal);
         assert_eq!(status.totals.polls, 1);
     }

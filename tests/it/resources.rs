@@ -70,7 +70,7 @@ fn crds_read_back_as_they_were() {
         let read: serde_json::Value = serde_saphyr::from_str(&api::crd_yaml(&crd)).unwrap();
         assert_eq!(read, serde_json::to_value(&crd).unwrap());
     }
-    assert_eq!(api::crds_yaml().matches("\nkind: CustomResourceDefinition\n").count(), 3);
+    assert_eq!(api::crds_yaml().matches("\nkind: CustomResourceDefinition\n").count(), 5);
 }
 
 #[test]

@@ -10,17 +10,18 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value as Json;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::Problem;
-use super::build::{self, Shared, Unusable};
 use super::diagnostic::{Diagnostic, Severity};
 use super::files;
 use super::kinds::{Kind, Kinds};
 use super::schema::{Check, suggest};
 use super::secrets::Data;
-use super::yaml::{self, Node, Position, Value, escape};
+use super::yaml::{self, Node, Position, Value};
 use crate::api;
+use crate::api::work::{self, Shared, Unusable};
 use crate::domain::code::Code;
+use crate::domain::text::escape;
 use crate::domain::work::{Destination, RecordKey, SecretKind, WorkItem};
+use crate::run::Problem;
 
 /// A place in one of the files.
 #[derive(Clone, Copy, Debug)]
@@ -386,7 +387,7 @@ impl Loader {
                 return self.problem(key, Code::ConfigInvalid, error, true);
             }
         };
-        match build::record(&mut self.shared, key.clone(), uid, &spec, &self.nowhere) {
+        match work::record(&mut self.shared, key.clone(), uid, &spec, &self.nowhere) {
             Ok(item) => self.drafts.push(Draft {
                 item,
                 file,
@@ -426,7 +427,7 @@ impl Loader {
     fn settings(&mut self, file: u32, node: &Node, subject: &Subject) {
         let spec: Result<api::RpopSettingsSpec, String> = typed(node);
         match spec {
-            Ok(spec) => match build::settings(&spec) {
+            Ok(spec) => match work::settings(&spec) {
                 Ok(_) => {
                     let place = Place { file, at: node.locate("metadata.name") };
                     self.settings = Some((spec, place, node.locate("spec.mainDomain")));

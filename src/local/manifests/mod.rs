@@ -9,7 +9,6 @@
 //! Each finding has its place and says what to write. A document that is
 //! wrong costs only itself.
 
-mod build;
 mod diagnostic;
 mod files;
 mod kinds;
@@ -29,20 +28,8 @@ pub use diagnostic::{Diagnostic, Severity};
 pub use files::{LoadError, Watcher};
 pub use secrets::MemorySecrets;
 
-use crate::domain::code::Code;
 use crate::domain::work::{RecordKey, Settings, WorkItem};
-
-/// Why a record of the files cannot be polled.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// `ConfigInvalid`, `SecretMissing` or `SecretInvalid`.
-    pub code: Code,
-    /// One line for people.
-    pub message: String,
-    /// The document could not be read as it stands: what was in force before
-    /// stays in force, as it would in a cluster, which refuses such an edit.
-    pub keep: bool,
-}
+use crate::run::Problem;
 
 /// What the files say.
 #[derive(Debug, Default)]

@@ -8,16 +8,18 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::build;
+use super::Configuration;
 use super::diagnostic::{Diagnostic, Severity};
 use super::files;
 use super::loader::{DomainDraft, Draft, HIDE, Loader, Place};
 use super::secrets::MemorySecrets;
-use super::yaml::{Position, escape};
-use super::{Configuration, Problem};
+use super::yaml::Position;
+use crate::api::work;
 use crate::domain::code::Code;
 use crate::domain::envelope::Mailbox;
+use crate::domain::text::escape;
 use crate::domain::work::{Destination, SecretKind, SecretRef, Settings};
+use crate::run::Problem;
 
 /// A domain, or an alias of one, that records can be delivered to.
 struct Local {
@@ -39,7 +41,7 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
     let mut apop_off = std::collections::HashSet::new();
     if let Some((spec, place, main)) = loader.settings.take() {
         use_apop = spec.use_apop;
-        if let Ok(built) = build::settings(&spec) {
+        if let Ok(built) = work::settings(&spec) {
             (settings, source) = built;
         }
         if let Some(name) = spec.main_domain.filter(|name| !domains.contains_key(&name.to_ascii_lowercase()))
@@ -151,8 +153,8 @@ fn domain(loader: &mut Loader, draft: &DomainDraft, secrets: &MemorySecrets) -> 
             found.first().cloned().unwrap_or_else(|| Arc::clone(&default))
         }
     };
-    let destination = build::destination(&mut loader.shared, &draft.name, &draft.spec, &namespace);
-    let postmaster = build::postmaster(&draft.name, &draft.spec.postmaster);
+    let destination = work::destination(&mut loader.shared, &draft.name, &draft.spec, &namespace);
+    let postmaster = work::postmaster(&draft.name, &draft.spec.postmaster);
     let destination = match destination {
         Ok(destination) => Arc::new(destination),
         Err(faults) => {

@@ -4,7 +4,8 @@
 
 use serde_json::Value as Json;
 
-use super::yaml::{Node, Position, Value, escape};
+use super::yaml::{Node, Position, Value};
+use crate::domain::text::escape;
 
 /// What does not fit.
 #[derive(Clone, Debug)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
+use crate::domain::code::Code;
 use crate::domain::work::{Endpoint, OnReject, SecretKind, SecretRef, TlsMode};
 use crate::engine::ports::Secrets as _;
 

@@ -10,6 +10,8 @@ use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 use serde_json::Value as Json;
 use zeroize::Zeroize as _;
 
+use crate::domain::text::escape;
+
 /// Nodes that aliases may add to one document.
 const ALIAS_BUDGET: usize = 100_000;
 /// Nesting of one document.
@@ -384,21 +386,4 @@ fn plain(text: &str) -> Value {
         Ok(value) if like_float && value.is_finite() => Value::Float(value),
         _ => Value::Text(text.to_owned()),
     }
-}
-
-/// Text from a file for a message: printable and at most 80 characters.
-pub(super) fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len().min(80));
-    for (at, c) in text.chars().enumerate() {
-        if at == 80 {
-            safe.push('…');
-            break;
-        }
-        if c.is_control() {
-            safe.extend(c.escape_default());
-        } else {
-            safe.push(c);
-        }
-    }
-    safe
 }

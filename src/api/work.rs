@@ -11,9 +11,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use siphasher::sip::SipHasher13;
 
-use super::yaml::escape;
 use crate::api;
 use crate::domain::envelope::Mailbox;
+use crate::domain::text::escape;
 use crate::domain::work::{
     AuthChoice, Checkpoint, Destination, Endpoint, Limits, LogLevel, MailHost, MaildirPath, Network,
     OnReject, OnUidChange, RecordKey, Remote, SecretKind, SecretRef, Settings, Timeouts, TlsMode, TlsPolicy,
@@ -22,9 +22,9 @@ use crate::domain::work::{
 
 /// A field whose value cannot be used: its path and what to write.
 #[derive(Debug)]
-pub(super) struct Unusable {
-    pub(super) path: &'static str,
-    pub(super) message: String,
+pub(crate) struct Unusable {
+    pub(crate) path: &'static str,
+    pub(crate) message: String,
 }
 
 fn unusable<T>(path: &'static str, message: impl Into<String>) -> Result<T, Unusable> {
@@ -33,14 +33,14 @@ fn unusable<T>(path: &'static str, message: impl Into<String>) -> Result<T, Unus
 
 /// What many records have in common is kept once.
 #[derive(Debug, Default)]
-pub(super) struct Shared {
+pub(crate) struct Shared {
     texts: HashSet<Arc<str>>,
     policies: HashSet<Arc<TlsPolicy>>,
 }
 
 impl Shared {
     /// The one copy of `text`.
-    pub(super) fn text(&mut self, text: &str) -> Arc<str> {
+    pub(crate) fn text(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.texts.get(text) {
             return Arc::clone(known);
         }
@@ -73,7 +73,7 @@ impl Shared {
 
 /// A record's work item, but for what other objects say: destination,
 /// postmaster, source address, and whether APOP is allowed at all.
-pub(super) fn record(
+pub(crate) fn record(
     shared: &mut Shared,
     key: RecordKey,
     uid: Option<&str>,
@@ -143,7 +143,7 @@ fn not_yet(path: &'static str, what: &str) -> Unusable {
 }
 
 /// The stable digest that phases of polls are derived from.
-fn digest(text: &str) -> u64 {
+pub(crate) fn digest(text: &str) -> u64 {
     let mut hasher = SipHasher13::new();
     hasher.write(text.as_bytes());
     hasher.finish()
@@ -257,7 +257,7 @@ fn limits(limits: Option<&api::Limits>) -> Limits {
 }
 
 /// A domain's destination. The Secrets it names are looked for in `namespace`.
-pub(super) fn destination(
+pub(crate) fn destination(
     shared: &mut Shared,
     name: &str,
     spec: &api::RpopDomainSpec,
@@ -375,13 +375,13 @@ fn login(
 }
 
 /// The postmaster of a domain.
-pub(super) fn postmaster(domain: &str, text: &str) -> Result<Mailbox, Unusable> {
+pub(crate) fn postmaster(domain: &str, text: &str) -> Result<Mailbox, Unusable> {
     let full = if text.contains('@') { text.to_owned() } else { format!("{text}@{domain}") };
     account(&full, "spec.postmaster")
 }
 
 /// The settings, and the address to connect from.
-pub(super) fn settings(spec: &api::RpopSettingsSpec) -> Result<(Settings, Option<IpAddr>), Vec<Unusable>> {
+pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<(Settings, Option<IpAddr>), Vec<Unusable>> {
     let mut faults = Vec::new();
     if spec.activity_schedule.is_some() {
         faults.push(not_yet("spec.activitySchedule", "activitySchedule"));

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use super::status::RecordStatus;
 use crate::domain::code::Code;
 use crate::domain::work::WorkItem;
 use crate::engine::report::Report;
 use crate::engine::scheduler::{Moment, Past};
-use crate::local::status::RecordStatus;
 
 /// Logs what a poll came to. A failure that lasts is told once, and again when
 /// it becomes another one or ends.

@@ -1,10 +1,12 @@
-//! The embedded run: what the scheduler decides is done here.
+//! What the scheduler decides is done here: in the embedded run and in the
+//! cluster's workers alike.
 //!
 //! One task a poll, none for idle records. Everything else happens in the
 //! loop of [`Run::go`], which never waits for a poll.
 
 mod history;
 mod polling;
+pub mod status;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,13 +20,13 @@ use tracing::Instrument as _;
 use self::history::{moment, past, say};
 pub use self::polling::{Poller, Relay};
 use self::polling::{guarded, interrupted, report_of};
+use self::status::{FailedHost, LastError, RecordStatus, Snapshot};
 use crate::domain::code::Code;
 use crate::domain::work::{RecordKey, Settings, WorkItem};
 use crate::engine::ports::Stage;
 use crate::engine::report::{PollError, Report, Scope};
 use crate::engine::scheduler::{End, Id, Moment, Past, Rules, Scheduler, Step, Timing};
-use crate::local::manifests::Problem;
-use crate::local::status::{FailedHost, LastError, RecordStatus, Snapshot, StatusStore};
+
 use crate::telemetry::http::Health;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::{Metrics, RecordStates};
@@ -69,18 +71,16 @@ pub trait Statuses: Send + Sync {
     fn put_hosts(&self, hosts: Vec<FailedHost>);
 }
 
-impl Statuses for StatusStore {
-    fn put(&self, key: &RecordKey, status: RecordStatus) {
-        Self::put(self, key, status);
-    }
-
-    fn remove(&self, key: &RecordKey) {
-        Self::remove(self, key);
-    }
-
-    fn put_hosts(&self, hosts: Vec<FailedHost>) {
-        Self::put_hosts(self, hosts);
-    }
+/// Why a record cannot be polled as its manifests are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// `ConfigInvalid`, `SecretMissing` or `SecretInvalid`.
+    pub code: Code,
+    /// One line for people.
+    pub message: String,
+    /// The document could not be read as it stands: what was in force before
+    /// stays in force, as it would in a cluster, which refuses such an edit.
+    pub keep: bool,
 }
 
 /// What is to be done from now on.

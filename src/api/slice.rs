@@ -1,0 +1,329 @@
+//! `RpopWorkSlice`: records of a shard, resolved, as their worker reads them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::serde_json::Value;
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use super::work::digest;
+use crate::domain::envelope::Mailbox;
+use crate::domain::work::{Destination, Limits, OnReject, OnUidChange, RecordKey, Remote, WorkItem};
+
+/// The format of items that this build writes, and the newest that it reads.
+pub const SLICE_FORMAT: u32 = 1;
+
+/// Some records of a shard, with everything that their worker needs but the
+/// secrets. Internal to RPOP: to be read, not to be written.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "rpop.dev",
+    version = "v1alpha1",
+    kind = "RpopWorkSlice",
+    plural = "rpopworkslices",
+    namespaced,
+    derive = "PartialEq",
+    doc = "Some records of a shard, with everything that their worker needs but the secrets. Internal to RPOP: to be read, not to be written.",
+    printcolumn(name = "Shard", type_ = "integer", json_path = ".spec.shard"),
+    printcolumn(name = "Format", type_ = "integer", json_path = ".spec.format"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct RpopWorkSliceSpec {
+    /// The format of `items`. A worker that does not know it leaves the
+    /// slice's records alone and says so.
+    #[schemars(with = "i32", range(min = 1))]
+    pub format: u32,
+    /// The shard's number.
+    #[schemars(with = "i32", range(min = 0))]
+    pub shard: u32,
+    /// The deliveries that items name by their place in this list.
+    #[serde(default)]
+    #[schemars(length(max = 256), schema_with = "objects")]
+    pub destinations: Vec<Value>,
+    /// The records: `SliceItem`s.
+    #[serde(default)]
+    #[schemars(length(max = 256), schema_with = "objects")]
+    pub items: Vec<Value>,
+}
+
+/// A list of objects whose fields the API server does not look at: each is
+/// read for itself, so that one that cannot be read costs nothing but itself.
+fn objects(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "array",
+        "items": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+    })
+}
+
+/// A record as its worker reads it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SliceItem {
+    /// The record's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its `metadata.uid`.
+    pub uid: String,
+    /// The `metadata.generation` that this was made from.
+    pub generation: i64,
+    /// The local account.
+    pub account: String,
+    /// The maildrop.
+    pub remote: Remote,
+    /// Milliseconds between polls; absent: not polled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<u64>,
+    /// Keep messages on the server.
+    #[serde(default)]
+    pub leave: bool,
+    /// Days, with `leave`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_for_days: Option<u32>,
+    /// Without `leave`, also delete what was delivered with it.
+    #[serde(default)]
+    pub delete_seen: bool,
+    /// Store directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mailbox: Option<Arc<str>>,
+    /// The place in `destinations`.
+    pub destination: usize,
+    /// For `onReject: Postmaster`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postmaster: Option<String>,
+    /// Bounds.
+    pub limits: Limits,
+    /// On refused messages.
+    pub on_reject: OnReject,
+    /// On changed UIDs.
+    pub on_uid_change: OnUidChange,
+    /// The address to connect from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_address: Option<IpAddr>,
+    /// How its polls went, as the controller knew when it wrote this.
+    #[serde(default)]
+    pub past: ItemPast,
+}
+
+/// How a record's polls went: for a worker that has not polled it before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ItemPast {
+    /// The end of the last poll, Unix seconds.
+    pub last_poll: Option<i64>,
+    /// A delay that still holds: not before, Unix seconds.
+    pub not_before: Option<i64>,
+    /// Failures in a row.
+    pub failures: u16,
+}
+
+/// An item of a slice, ready for work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sliced {
+    /// What to poll.
+    pub item: WorkItem,
+    /// The record's `metadata.uid`.
+    pub uid: String,
+    /// The record's `metadata.generation`.
+    pub generation: i64,
+    /// How its polls went.
+    pub past: ItemPast,
+}
+
+/// An item that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("item {at} of the slice ({record}) cannot be read: {message}")]
+pub struct ItemError {
+    /// Its place.
+    pub at: usize,
+    /// `namespace/name`, as far as it can be told.
+    pub record: String,
+    /// Why.
+    pub message: String,
+}
+
+impl SliceItem {
+    /// An item of `work`, whose destination is at that place in the slice.
+    pub fn new(work: &WorkItem, uid: &str, generation: i64, past: ItemPast, destination: usize) -> Self {
+        Self {
+            namespace: work.key.namespace.to_string(),
+            name: work.key.name.to_string(),
+            uid: uid.to_owned(),
+            generation,
+            account: work.account.as_str().to_owned(),
+            remote: work.remote.clone(),
+            interval: work.interval.map(|every| u64::try_from(every.as_millis()).unwrap_or(u64::MAX)),
+            leave: work.leave,
+            keep_for_days: work.keep_for_days,
+            delete_seen: work.delete_seen,
+            mailbox: work.mailbox.clone(),
+            destination,
+            postmaster: work.postmaster.as_ref().map(|postmaster| postmaster.as_str().to_owned()),
+            limits: work.limits,
+            on_reject: work.on_reject,
+            on_uid_change: work.on_uid_change,
+            source_address: work.source_address,
+            past,
+        }
+    }
+
+    fn work(self, destinations: &[Arc<Destination>]) -> Result<Sliced, String> {
+        let address = |text: &str| Mailbox::parse(text).map_err(|error| error.to_string());
+        let item = WorkItem {
+            key: RecordKey { namespace: self.namespace.into(), name: self.name.into() },
+            uid: digest(&self.uid),
+            account: address(&self.account)?,
+            remote: self.remote,
+            interval: self.interval.map(Duration::from_millis),
+            leave: self.leave,
+            keep_for_days: self.keep_for_days,
+            delete_seen: self.delete_seen,
+            mailbox: self.mailbox,
+            destination: destinations
+                .get(self.destination)
+                .cloned()
+                .ok_or("its destination is not in the slice")?,
+            postmaster: self.postmaster.as_deref().map(address).transpose()?,
+            limits: self.limits,
+            on_reject: self.on_reject,
+            on_uid_change: self.on_uid_change,
+            source_address: self.source_address,
+        };
+        Ok(Sliced { item, uid: self.uid, generation: self.generation, past: self.past })
+    }
+}
+
+impl RpopWorkSliceSpec {
+    /// The items, each for itself.
+    ///
+    /// # Errors
+    /// The slice's own: a format that this build does not know.
+    pub fn sliced(&self) -> Result<Vec<Result<Sliced, ItemError>>, String> {
+        if self.format > SLICE_FORMAT {
+            return Err(format!(
+                "the slice has format {}, and this worker knows {SLICE_FORMAT}: it was written by a newer controller; update the workers",
+                self.format
+            ));
+        }
+        let destinations: Vec<Result<Arc<Destination>, String>> = self
+            .destinations
+            .iter()
+            .map(|value| Destination::deserialize(value).map(Arc::new).map_err(|error| error.to_string()))
+            .collect();
+        // An unreadable one keeps its place, and is the fault of its items.
+        let known: Vec<Arc<Destination>> =
+            destinations.iter().map(|read| read.clone().unwrap_or_default()).collect();
+        let read = |value: &Value| {
+            let item = SliceItem::deserialize(value).map_err(|error| error.to_string())?;
+            if let Some(Err(message)) = destinations.get(item.destination) {
+                return Err(format!("its destination: {message}"));
+            }
+            item.work(&known)
+        };
+        let text =
+            |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or("?").to_owned();
+        Ok(self
+            .items
+            .iter()
+            .enumerate()
+            .map(|(at, value)| {
+                read(value).map_err(|message| ItemError {
+                    at,
+                    record: format!("{}/{}", text(value, "namespace"), text(value, "name")),
+                    message,
+                })
+            })
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::work::{AuthChoice, Endpoint, MailHost, SecretKind, SecretRef, TlsMode, TlsPolicy};
+
+    fn work() -> WorkItem {
+        let secret = |name: &str, key: &str| SecretRef {
+            kind: SecretKind::Secret,
+            namespace: "mail".into(),
+            name: name.into(),
+            key: key.into(),
+        };
+        let host = MailHost {
+            endpoint: Endpoint::Tcp("mx.example.com".into(), 25),
+            ehlo_name: Some("rpop.example.com".into()),
+            tls: TlsPolicy { mode: TlsMode::Opportunistic, ..TlsPolicy::default() },
+            auth: Some(("rpop".into(), secret("relay", "password"))),
+            detail_separator: "+".into(),
+            null_sender_without_dsn: true,
+        };
+        let lmtp = MailHost { endpoint: Endpoint::Unix("/run/lmtp".into()), ..host.clone() };
+        let destination =
+            Destination { domain: "example.com".into(), smtp: Some(host), lmtp: Some(lmtp), maildir: None };
+        WorkItem {
+            key: RecordKey { namespace: "mail".into(), name: "first-isp".into() },
+            uid: digest("8d3c"),
+            account: Mailbox::parse("alice@example.com").unwrap(),
+            remote: Remote {
+                host: "pop.isp.example".into(),
+                port: 995,
+                account: "alice77".into(),
+                password: secret("first-isp", "password"),
+                auth: AuthChoice::Plain,
+                apop: true,
+                tls: Arc::new(TlsPolicy {
+                    pins: vec![[7; 32]],
+                    client_certificate: Some((secret("c", "tls.crt"), secret("c", "tls.key"))),
+                    ..TlsPolicy::default()
+                }),
+            },
+            interval: Some(Duration::from_secs(300)),
+            leave: true,
+            keep_for_days: Some(30),
+            delete_seen: true,
+            mailbox: Some("Archive".into()),
+            destination: Arc::new(destination),
+            postmaster: Some(Mailbox::parse("postmaster@example.com").unwrap()),
+            limits: Limits { message_size: Some(1 << 40), messages_per_session: Some(7) },
+            on_reject: OnReject::Postmaster,
+            on_uid_change: OnUidChange::MatchMessageId,
+            source_address: Some("192.0.2.1".parse().unwrap()),
+        }
+    }
+
+    fn slice(items: Vec<Value>) -> RpopWorkSliceSpec {
+        let destinations = vec![serde_json::to_value(&*work().destination).unwrap()];
+        RpopWorkSliceSpec { format: SLICE_FORMAT, shard: 3, destinations, items }
+    }
+
+    #[test]
+    fn a_worker_reads_what_the_controller_wrote() {
+        let past = ItemPast { last_poll: Some(5), not_before: Some(9), failures: 2 };
+        let item = SliceItem::new(&work(), "8d3c", 4, past, 0);
+        let read = slice(vec![serde_json::to_value(item).unwrap()]).sliced().unwrap();
+        let wanted = Sliced { item: work(), uid: "8d3c".into(), generation: 4, past };
+        assert_eq!(read, [Ok(wanted)]);
+    }
+
+    #[test]
+    fn an_item_that_cannot_be_read_costs_only_itself() {
+        let good = serde_json::to_value(SliceItem::new(&work(), "8d3c", 4, ItemPast::default(), 0)).unwrap();
+        let lost = serde_json::to_value(SliceItem::new(&work(), "8d3c", 4, ItemPast::default(), 1)).unwrap();
+        let mut odd = good.clone();
+        odd["remote"]["tls"]["mode"] = "Quantum".into();
+        let read = slice(vec![odd, good, lost]).sliced().unwrap();
+        let error = read[0].as_ref().unwrap_err().to_string();
+        assert!(error.contains("mail/first-isp") && error.contains("Quantum"), "{error}");
+        assert!(read[1].is_ok());
+        assert!(read[2].as_ref().unwrap_err().to_string().contains("destination"));
+    }
+
+    #[test]
+    fn a_slice_of_a_newer_format_is_left_alone_and_said() {
+        let newer = RpopWorkSliceSpec { format: SLICE_FORMAT + 1, ..slice(Vec::new()) };
+        assert!(newer.sliced().unwrap_err().contains("update the workers"));
+    }
+}

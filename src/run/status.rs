@@ -1,0 +1,203 @@
+//! What is known of how records are doing: kept over restarts in files, or
+//! shown in the status of the resources.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::code::Code;
+use crate::domain::work::RecordKey;
+use crate::engine::report::Counters;
+
+/// Characters of an error's message.
+const LONGEST_MESSAGE: usize = 600;
+
+/// The status of a record. Times are Unix seconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordStatus {
+    /// The end of the last poll that went well.
+    pub last_success: Option<i64>,
+    /// The end of the last poll.
+    pub last_poll: Option<i64>,
+    /// When the next one is due.
+    pub next_poll: Option<i64>,
+    /// Why the last one did not go well, if it did not.
+    pub error: Option<Box<LastError>>,
+    /// Counted since the record was first polled.
+    pub totals: Totals,
+    /// Why messages are set aside: the reason that was told last, if any are.
+    /// A thin pointer, since there are ten thousands of these.
+    pub set_aside: Option<Box<Box<str>>>,
+}
+
+/// An error that lasts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastError {
+    /// Its code.
+    pub code: Code,
+    /// For people, one line.
+    pub message: Box<str>,
+    /// When polls began to fail with this code.
+    pub since: i64,
+    /// How many have since, in a row.
+    pub count: u32,
+}
+
+/// Sums over all polls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Totals {
+    /// Polls.
+    pub polls: u64,
+    /// Polls that failed.
+    pub failed: u64,
+    /// Messages retrieved.
+    pub fetched: u64,
+    /// Messages accepted by the destination.
+    pub delivered: u64,
+    /// Messages refused for good.
+    pub rejected: u64,
+    /// Messages deleted on the server.
+    pub deleted: u64,
+    /// Octets retrieved.
+    pub bytes: u64,
+    /// Messages that are set aside now.
+    pub in_quarantine: u64,
+}
+
+/// A remote host that is left alone for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedHost {
+    /// `host:port` as the scheduler names it.
+    pub host: Box<str>,
+    /// Until when; Unix seconds.
+    pub until: i64,
+    /// Why.
+    pub error: LastError,
+}
+
+impl LastError {
+    /// The first failure of its kind. Control characters in `message` become
+    /// spaces; it is cut at 600 characters.
+    pub fn new(code: Code, message: &str, now: i64) -> Self {
+        let plain = message.chars().map(|c| if c.is_control() { ' ' } else { c });
+        let message: String = plain.take(LONGEST_MESSAGE).collect();
+        Self { code, message: message.into(), since: now, count: 1 }
+    }
+
+    /// This failure after `before`: one of the same code goes on.
+    #[must_use]
+    pub fn after(mut self, before: Option<&Self>) -> Self {
+        if let Some(before) = before.filter(|before| before.code == self.code) {
+            self.since = before.since;
+            self.count = before.count.saturating_add(1);
+        }
+        self
+    }
+}
+
+impl RecordStatus {
+    /// The first refusal of the poll that was just counted. A poll without one
+    /// leaves the earlier reason as long as messages are set aside.
+    pub fn tell_set_aside(&mut self, refused: Option<&str>) {
+        if self.totals.in_quarantine == 0 {
+            self.set_aside = None;
+        } else if let Some(refused) = refused {
+            let plain = refused.chars().map(|c| if c.is_control() { ' ' } else { c });
+            self.set_aside = Some(plain.take(LONGEST_MESSAGE).collect::<String>().into_boxed_str().into());
+        }
+    }
+
+    /// A poll ended well.
+    pub fn succeeded(&mut self, now: i64, counters: &Counters) {
+        self.polled(now, counters);
+        self.totals.in_quarantine = counters.in_quarantine;
+        self.last_success = Some(now);
+        self.error = None;
+    }
+
+    /// A poll ended early; what it did until then is in `counters`.
+    pub fn failed(&mut self, now: i64, code: Code, message: &str, counters: &Counters) {
+        self.polled(now, counters);
+        self.totals.failed += 1;
+        let error = LastError::new(code, message, now).after(self.error.as_deref());
+        self.error = Some(Box::new(error));
+    }
+
+    fn polled(&mut self, now: i64, counters: &Counters) {
+        self.last_poll = Some(now);
+        let totals = &mut self.totals;
+        totals.polls += 1;
+        totals.fetched += counters.fetched;
+        totals.delivered += counters.delivered;
+        totals.rejected += counters.rejected;
+        totals.deleted += counters.deleted;
+        totals.bytes += counters.bytes;
+        // A poll that failed before the listing says nothing of these.
+        if counters.listed > 0 {
+            totals.in_quarantine = counters.in_quarantine;
+        }
+    }
+
+    /// The column "Last": the time of the last success (RFC 3339), or the code
+    /// of the error; empty before the first poll.
+    pub fn last(&self) -> String {
+        match (&self.error, self.last_success.and_then(time)) {
+            (Some(error), _) => error.code.to_string(),
+            (None, Some(time)) => time.to_string(),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+fn time(unix: i64) -> Option<Timestamp> {
+    Timestamp::from_second(unix).ok()
+}
+
+/// What earlier runs remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// By record.
+    pub records: BTreeMap<RecordKey, RecordStatus>,
+    /// Hosts that were left alone when this was written.
+    pub hosts: Vec<FailedHost>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn polled() -> RecordStatus {
+        let mut status = RecordStatus::default();
+        let counters =
+            Counters { fetched: 3, delivered: 2, bytes: 99, in_quarantine: 1, ..Counters::default() };
+        status.succeeded(1_700_000_000, &counters);
+        status.next_poll = Some(1_700_000_300);
+        status
+    }
+
+    #[test]
+    fn a_healthy_record_takes_little_memory() {
+        assert!(size_of::<RecordStatus>() <= 128, "{}", size_of::<RecordStatus>());
+    }
+
+    // quirks: "Log lines and status messages escape and cap what servers sent."
+    #[test]
+    fn an_error_counts_on_while_its_code_stays_the_same() {
+        let mut status = polled();
+        let none = Counters::default();
+        assert_eq!(status.last(), "2023-11-14T22:13:20Z");
+        status.failed(10, Code::AuthFailed, "refused\r\nPASS", &none);
+        status.failed(20, Code::AuthFailed, "refused again", &none);
+        let error = status.error.as_deref().unwrap();
+        assert_eq!((error.since, error.count, &*error.message), (10, 2, "refused again"));
+        assert_eq!(status.last(), "AuthFailed");
+        status.failed(30, Code::HostUnreachable, "a\u{7}b", &none);
+        let error = status.error.as_deref().unwrap();
+        assert_eq!((error.since, error.count, &*error.message), (30, 1, "a b"));
+        assert_eq!((status.totals.polls, status.totals.failed, status.totals.in_quarantine), (4, 3, 1));
+        status.succeeded(40, &none);
+        assert_eq!((status.error, status.last_success), (None, Some(40)));
+    }
+}
