@@ -30,8 +30,10 @@
 
 pub mod api;
 pub mod cli;
+pub mod controller;
 pub mod domain;
 pub mod engine;
+pub mod k8s;
 pub mod local;
 pub mod message;
 pub mod net;
@@ -40,3 +42,4 @@ pub mod run;
 pub mod shutdown;
 pub mod smtp;
 pub mod telemetry;
+pub mod worker;

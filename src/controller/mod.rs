@@ -1,0 +1,1 @@
+//! The leader-elected controller: records become work items, shards and slices.

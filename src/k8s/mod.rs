@@ -1,0 +1,1 @@
+//! The engine's ports, and what the processes share, on an API server.

@@ -1,0 +1,1 @@
+//! The worker: takes shards, polls their records, hands over.
