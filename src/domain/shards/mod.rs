@@ -1,6 +1,9 @@
 //! Who polls which record: the protocol as arithmetic and state machines.
 //! Time is an argument; nothing here reads, writes or waits.
 
+pub mod mapping;
+pub mod placement;
+
 use std::fmt;
 use std::sync::Arc;
 
