@@ -18,6 +18,7 @@
 )]
 
 mod admission;
+mod chaos;
 mod fixture;
 #[path = "../it/support/mod.rs"]
 mod parts;
