@@ -12,6 +12,7 @@ use serde_json::Value;
 // their types, and switches are what users know them as.
 #[allow(unreachable_pub)]
 mod common;
+pub mod condition;
 #[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod domain;
 mod duration;
