@@ -1,3 +1,5 @@
 //! The engine's ports, and what the processes share, on an API server.
 
+pub mod events;
 pub mod secrets;
+pub mod status;

@@ -1,1 +1,3 @@
 //! The worker: takes shards, polls their records, hands over.
+
+pub mod fence;

@@ -115,7 +115,9 @@ impl View {
     fn judge(&mut self, status: &RecordStatus, now: i64) {
         let went_through = || (Some(true), "Polled", "the last session went through");
         let failed = status.error.as_deref();
-        let said = |code: Code| matches!(code, Code::DestinationUnavailable | Code::DestinationRefused | Code::MessageRejected);
+        let said = |code: Code| {
+            matches!(code, Code::DestinationUnavailable | Code::DestinationRefused | Code::MessageRejected)
+        };
         let (polled, delivered) = match failed {
             Some(error) if said(error.code) => {
                 (Some(went_through()), Some((Some(false), error.code.as_str(), &*error.message)))
@@ -126,10 +128,9 @@ impl View {
                 let why = status.set_aside.as_deref().map_or("messages are set aside", |why| &**why);
                 (Some(went_through()), Some((Some(false), Code::MessageRejected.as_str(), why)))
             }
-            None => (
-                Some(went_through()),
-                Some((Some(true), "Delivered", "all that was retrieved was accepted")),
-            ),
+            None => {
+                (Some(went_through()), Some((Some(true), "Delivered", "all that was retrieved was accepted")))
+            }
         };
         let unknown = (None, "NotPolledYet", "no poll has ended yet");
         for (at, said) in [(POLLED, polled), (DELIVERED, delivered)] {
@@ -161,9 +162,16 @@ impl View {
         let code = |view: &Self| view.error.as_ref().map(|error| error.code.clone());
         code(self) == code(other)
             && self.counters.quarantined == other.counters.quarantined
-            && self.conditions.iter().zip(&other.conditions).all(|(one, two)| {
-                one.status == two.status && one.reason == two.reason
-            })
+            && self
+                .conditions
+                .iter()
+                .zip(&other.conditions)
+                .all(|(one, two)| one.status == two.status && one.reason == two.reason)
+    }
+
+    /// Why messages are set aside, as the condition says it.
+    pub(super) fn why_set_aside(&self) -> &str {
+        self.conditions.get(DELIVERED).map_or("", |known| &*known.message)
     }
 
     /// The patch for server-side apply: all that is the worker's, and the uid,
@@ -184,7 +192,8 @@ impl View {
             })
             .collect();
         let mut status = Map::new();
-        let mut put = |name: &str, value: Option<Value>| value.map(|value| status.insert(name.to_owned(), value));
+        let mut put =
+            |name: &str, value: Option<Value>| value.map(|value| status.insert(name.to_owned(), value));
         put("last", self.last.as_deref().map(Value::from));
         put("lastPollTime", self.last_poll.map(time));
         put("nextPollTime", self.next_poll.map(time));
