@@ -12,6 +12,7 @@ use serde_json::Value;
 // their types, and switches are what users know them as.
 #[allow(unreachable_pub)]
 mod common;
+pub mod condition;
 #[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod domain;
 mod duration;
@@ -23,7 +24,7 @@ pub mod reference;
 mod settings;
 #[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod shard;
-#[allow(unreachable_pub)]
+#[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod slice;
 #[allow(unreachable_pub)]
 mod status;
