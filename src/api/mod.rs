@@ -13,6 +13,7 @@ pub(crate) mod checks;
 // their types, and switches are what users know them as.
 #[allow(unreachable_pub)]
 mod common;
+pub mod condition;
 #[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod domain;
 mod duration;

@@ -35,7 +35,8 @@ use super::status::RpopRecordStatus;
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     selectable = ".spec.account",
-    selectable = ".spec.remote.host"
+    selectable = ".spec.remote.host",
+    selectable = ".status.shard"
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(

@@ -47,10 +47,13 @@ pub struct RpopShardStatus {
     pub holder: Option<String>,
     /// Counts the holders; never falls.
     #[serde(default)]
+    #[schemars(range(min = 0))]
+    #[x_kube(validation = Rule::new("self >= oldSelf").message("the epoch never falls: ledgers of a later one would refuse the holder"))]
     pub epoch: i64,
     /// By the name of a slice the `metadata.generation` that the holder works
     /// by: what that one does not name, it does not poll any more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 1000))]
     pub observed_slices: BTreeMap<String, i64>,
     /// Remote hosts that the holder leaves alone, so that others do, too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -25,10 +25,16 @@ pub struct RpopRecordStatus {
     /// What has been done since the record was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<Counters>,
-    /// The shard that the record is in.
+    /// The shard that the record is in: `rpopshard` of that number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<i32>")]
+    #[schemars(with = "Option<i32>", range(min = 0, max = 65535))]
     pub shard: Option<u32>,
+    /// Over how many shards the records of the remote host were spread when
+    /// this record was placed: 1, or for a host of very many records a power
+    /// of two. Kept, so that records stay where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>", range(min = 1, max = 65536))]
+    pub shard_factor: Option<u32>,
     /// The generation of the record that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,

@@ -1,0 +1,64 @@
+//! The fixture itself: what the other tests build upon.
+
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use kube::ResourceExt as _;
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use rpop::api::RpopRecord;
+use serde_json::json;
+
+use crate::support::{Server, eventually, namespace, with_namespace};
+
+#[tokio::test]
+async fn a_token_of_a_pod_carries_the_pods_name_and_has_no_rights_of_its_own() {
+    with_namespace(|client, namespace| async move {
+        let server = crate::support::server().unwrap();
+        let identity = server.pod_token(&namespace, "worker", "worker-0").await;
+        let own = identity.client().await;
+        let review: Api<SelfSubjectReview> = Api::all(own.clone());
+        let who = review.create(&PostParams::default(), &SelfSubjectReview::default()).await.unwrap();
+        let user = who.status.unwrap().user_info.unwrap();
+        assert_eq!(user.username.unwrap(), format!("system:serviceaccount:{namespace}:worker"));
+        assert_eq!(user.extra.unwrap()["authentication.kubernetes.io/pod-name"], ["worker-0"]);
+
+        let records: Api<RpopRecord> = Api::namespaced(own, &namespace);
+        let refused = records.list(&ListParams::default()).await.unwrap_err();
+        assert!(matches!(refused, kube::Error::Api(status) if status.code == 403));
+        drop(client);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_ones_own_stops_comes_back_and_collects_what_is_owned() {
+    let Some(mut server) = Server::start() else { return };
+    let client = server.client().await;
+    let namespace = namespace(&client).await;
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+    let made = |name: &str, owner: Option<&ConfigMap>| -> ConfigMap {
+        let owners = owner.map(|owner| {
+            json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": owner.name_any(), "uid": owner.uid()}])
+        });
+        serde_json::from_value(json!({"metadata": {"name": name, "ownerReferences": owners}})).unwrap()
+    };
+    let owner = maps.create(&PostParams::default(), &made("owner", None)).await.unwrap();
+    maps.create(&PostParams::default(), &made("owned", Some(&owner))).await.unwrap();
+
+    server.stop();
+    assert!(maps.get("owner").await.is_err());
+    server.restart();
+    assert_eq!(maps.get("owner").await.unwrap().uid(), owner.uid());
+
+    let _collector = server.controller_manager();
+    maps.delete("owner", &DeleteParams::default()).await.unwrap();
+    eventually("the owned one to be collected", || async {
+        maps.get_opt("owned").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    let all: Api<Namespace> = Api::all(client);
+    all.delete(&namespace, &DeleteParams::default()).await.unwrap();
+    eventually("the namespace to be gone", || async {
+        all.get_opt(&namespace).await.unwrap().is_none().then_some(())
+    })
+    .await;
+}
