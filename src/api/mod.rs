@@ -25,7 +25,7 @@ pub mod reference;
 mod settings;
 #[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod shard;
-#[allow(unreachable_pub)]
+#[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod slice;
 #[allow(unreachable_pub)]
 mod status;

@@ -280,7 +280,7 @@ mod tests {
                     ..TlsPolicy::default()
                 }),
             },
-            interval: Some(Duration::from_secs(300)),
+            interval: Some(Duration::from_mins(5)),
             leave: true,
             keep_for_days: Some(30),
             delete_seen: true,

@@ -15,8 +15,6 @@ use crate::domain::work::RecordKey;
 
 /// No write takes longer.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Where nothing but a change of the cluster helps.
-const HOPELESS: Duration = Duration::from_secs(30);
 
 /// Which object is written: one write at a time for each.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -113,11 +111,6 @@ impl WriteError {
             _ => Ended::Again(Some(Duration::ZERO)),
         }
     }
-
-    /// A refusal that only a person ends: try seldom.
-    pub(super) fn is_hopeless(&self) -> bool {
-        !self.is_transient() && !self.is_gone() && !self.is_conflict()
-    }
 }
 
 /// Writes.
@@ -155,9 +148,4 @@ pub(super) async fn write(client: &Client, target: &Target, job: &Job) -> Result
 
 fn resource<K: Resource<DynamicType = ()>>() -> ApiResource {
     ApiResource::erase::<K>(&())
-}
-
-/// How long to leave alone what only a person can mend.
-pub(super) const fn hopeless() -> Duration {
-    HOPELESS
 }

@@ -33,6 +33,10 @@ pub(super) struct Batch {
     pace: Duration,
     /// How long commits take.
     took: Duration,
+    /// Commits that waited for more changes in vain, in a row, and how many
+    /// are not to wait because of that.
+    in_vain: u32,
+    hasty: u32,
     running: Option<Pending<'static, Done>>,
     in_commit: usize,
 }
@@ -57,6 +61,8 @@ impl Batch {
             last: Instant::now(),
             pace: Duration::ZERO,
             took: Duration::ZERO,
+            in_vain: 0,
+            hasty: 0,
             running: None,
             in_commit: 0,
         }
@@ -91,19 +97,35 @@ impl Batch {
     /// Half of what may be out at once is committed while the other half is
     /// being delivered. Where the disk is slower than the destination (a commit
     /// takes longer than the delivery of all that may be out) that would leave
-    /// each commit half empty: there all of it is committed together.
+    /// each commit half empty: there all of it is committed together, unless
+    /// it shows that nothing more comes so soon (a destination far away answers
+    /// in bursts).
     pub(super) fn is_due(&self, idle: bool) -> bool {
         if self.running.is_some() || self.changes.is_empty() {
             return false;
         }
         let most = self.checkpoint.messages.max(1) as usize;
         idle || self.changes.len() >= most
-            || (self.changes.len() * 2 >= most && (!self.is_disk_slow() || self.last.elapsed() >= self.took))
+            || (self.changes.len() * 2 >= most && (!self.waits() || self.last.elapsed() >= self.took))
             || self.since.is_some_and(|since| since.elapsed() >= self.checkpoint.every)
     }
 
-    fn is_disk_slow(&self) -> bool {
-        self.took > self.pace.saturating_mul(self.checkpoint.messages)
+    /// Whether a half is kept back for what may come while it could be written.
+    fn waits(&self) -> bool {
+        let is_disk_slow = self.took > self.pace.saturating_mul(self.checkpoint.messages);
+        is_disk_slow && self.hasty == 0
+    }
+
+    /// Learns from the commit that starts whether waiting pays.
+    fn learn(&mut self) {
+        if self.hasty > 0 {
+            self.hasty -= 1;
+        } else if self.changes.len() >= self.checkpoint.messages as usize {
+            self.in_vain = 0;
+        } else if self.waits() && self.last.elapsed() >= self.took {
+            self.in_vain = (self.in_vain + 1).min(5);
+            self.hasty = 1 << self.in_vain;
+        }
     }
 
     /// When `is_due` turns true by time alone.
@@ -112,7 +134,7 @@ impl Batch {
             return None;
         }
         let by_age = self.since.map(|since| self.checkpoint.every.saturating_sub(since.elapsed()));
-        if self.changes.len() * 2 < self.checkpoint.messages as usize {
+        if self.changes.len() * 2 < self.checkpoint.messages as usize || !self.waits() {
             return by_age;
         }
         by_age.map(|by_age| by_age.min(self.took.saturating_sub(self.last.elapsed())))
@@ -121,6 +143,7 @@ impl Batch {
     /// Starts a commit of all that was added. One at a time.
     pub(super) fn start(&mut self) {
         let Some(mut ledger) = self.ledger.take() else { return };
+        self.learn();
         let changes = std::mem::take(&mut self.changes);
         let numbers = std::mem::take(&mut self.numbers);
         self.in_commit = changes.len();
@@ -242,6 +265,40 @@ mod tests {
     async fn a_slow_disk_is_asked_as_seldom_as_the_checkpoint_allows() {
         let slow = commits(Duration::from_millis(100), Duration::from_millis(2)).await;
         assert!(slow <= 23, "{slow} commits of 400 messages at most 20 at a time");
+    }
+
+    // Half of what may be out is answered at a time, 50 ms after it was sent.
+    #[tokio::test(start_paused = true)]
+    async fn a_destination_that_answers_in_bursts_does_not_wait_for_commits_that_wait() {
+        let key = RecordKey { namespace: "n".into(), name: "r".into() };
+        let checkpoint = Checkpoint { messages: 20, every: Duration::from_secs(5) };
+        let disk = Arc::new(Disk(Duration::from_millis(12)));
+        let mut batch = Batch::new(disk, Arc::new(Unobserved), key, checkpoint, Ledger::new([0; 16]));
+        let begun = Instant::now();
+        let mut sent = std::collections::VecDeque::new();
+        let mut delivered = 0u32;
+        while delivered < 2000 {
+            for _ in 0..batch.room(sent.len()) {
+                sent.push_back(Instant::now() + Duration::from_millis(50));
+            }
+            if batch.is_due(false) {
+                batch.start();
+            }
+            let wait = batch.due_in();
+            tokio::select! {
+                biased;
+                committed = batch.committed(), if batch.is_running() => drop(committed.unwrap()),
+                () = tokio::time::sleep_until(*sent.front().unwrap_or(&begun)), if !sent.is_empty() => {
+                    sent.pop_front();
+                    delivered += 1;
+                    let entry = Entry { state: State::Kept, day: 0, size: 1, message_id: 0, digest: 0 };
+                    batch.add(Change::Put { uid: delivered.to_be_bytes().into(), entry }, None);
+                }
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+            }
+        }
+        let rate = 2000.0 / begun.elapsed().as_secs_f64();
+        assert!(rate > 300.0, "{rate} messages a second of 400 that the round trip allows");
     }
 
     #[tokio::test(start_paused = true)]

@@ -134,8 +134,10 @@ pub enum Step {
 }
 
 /// How long a session may hear nothing from a host not known to answer, once
-/// others wait for its processor.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+/// others wait for its processor: at a record's first turn and at its second.
+/// Behind those it is left to its deadlines. Most hosts are heard within the
+/// first, so that a start among many silent ones takes seconds.
+pub const PATIENCE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(3)];
 
 /// Processors kept for hosts that are known to answer.
 pub fn reserve(processors: u32) -> u32 {
@@ -163,7 +165,7 @@ pub struct Scheduler {
     doubtful_ready: VecDeque<u32>,
     polling: u32,
     doubtful: u32,
-    /// Doubtful sessions by their start, for [`Step::Yield`].
+    /// Doubtful sessions by the end of [`PATIENCE`], for [`Step::Yield`].
     unheard: BTreeSet<(Moment, u32)>,
     /// Sessions told to make room.
     yielding: u32,
@@ -234,7 +236,7 @@ impl Scheduler {
             due: now,
             last_start: past.last_poll.unwrap_or_default(),
             failures: past.failures,
-            patient: false,
+            turns: 0,
             again: false,
             gone: false,
         };
@@ -301,9 +303,8 @@ impl Scheduler {
         let waiting = self.ready.len() + self.doubtful_ready.len();
         if waiting > self.yielding as usize
             && self.polling <= self.rules.processors
-            && let Some(&(since, id)) = self.unheard.first()
+            && let Some(&(patience, id)) = self.unheard.first()
         {
-            let patience = since.after(PATIENCE);
             if patience <= now {
                 self.unheard.pop_first();
                 if let Some(Entry { state: State::Polling { yielding, .. }, .. }) = self.entry_mut(id) {
@@ -321,12 +322,12 @@ impl Scheduler {
     /// answers. Returns at once for anything else than a running poll.
     pub fn answered(&mut self, id: Id) {
         let Some(entry) = self.entry_mut(id.0) else { return };
-        let State::Polling { since, at, doubtful, yielding } = entry.state else { return };
-        entry.state = State::Polling { since, at, doubtful: false, yielding: false };
+        let State::Polling { patience, at, doubtful, yielding } = entry.state else { return };
+        entry.state = State::Polling { patience, at, doubtful: false, yielding: false };
         self.yielding -= u32::from(yielding);
         if doubtful {
             self.doubtful -= 1;
-            self.unheard.remove(&(since, id.0));
+            self.unheard.remove(&(patience, id.0));
         }
         self.trust(at);
     }
@@ -334,13 +335,13 @@ impl Scheduler {
     /// A poll has ended. Returns when the record is polled next, if it is.
     pub fn finished(&mut self, id: Id, end: End, now: Moment) -> Option<Moment> {
         let entry = self.entry(id.0)?;
-        let State::Polling { since, at, doubtful, yielding } = entry.state else { return None };
+        let State::Polling { patience, at, doubtful, yielding } = entry.state else { return None };
         let gone = entry.gone;
         self.polling -= 1;
         self.yielding -= u32::from(yielding);
         if doubtful {
             self.doubtful -= 1;
-            self.unheard.remove(&(since, id.0));
+            self.unheard.remove(&(patience, id.0));
         }
         if let Some(host) = self.host_mut(at) {
             host.polling -= 1;

@@ -65,6 +65,7 @@ impl Scheduler {
     pub(super) fn next_due(&mut self, id: u32, end: End, yielded: bool, now: Moment) -> Option<Moment> {
         let rules = self.rules;
         let entry = self.entry_mut(id)?;
+        entry.turns = if yielded { entry.turns.saturating_add(1) } else { 0 };
         if entry.interval == 0 {
             return None;
         }
@@ -72,7 +73,6 @@ impl Scheduler {
             return Some(now);
         }
         if yielded {
-            entry.patient = true;
             return Some(now);
         }
         match end.failure {

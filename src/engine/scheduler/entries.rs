@@ -1,7 +1,7 @@
 //! Records as the scheduler sees them, and where they wait.
 
 use super::hosts::Trust;
-use super::{Moment, Scheduler};
+use super::{Moment, PATIENCE, Scheduler};
 use crate::domain::work::RecordKey;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,8 @@ pub(super) enum State {
     /// In its host's queue.
     Queued,
     Polling {
-        since: Moment,
+        /// When its place may be given to another, if it is among the unheard.
+        patience: Moment,
         /// The host of the session: the record's may have changed since.
         at: u32,
         /// Counts among the doubtful: the host has not been heard.
@@ -34,8 +35,8 @@ pub(super) struct Entry {
     pub(super) due: Moment,
     pub(super) last_start: Moment,
     pub(super) failures: u16,
-    /// Had its turn with a host that said nothing: next time no yielding.
-    pub(super) patient: bool,
+    /// Turns in a row at which its host said nothing until it had to yield.
+    pub(super) turns: u8,
     /// Changed while it was polled: again at once.
     pub(super) again: bool,
     /// Removed while it was polled.
@@ -156,12 +157,13 @@ impl Scheduler {
         self.polling += 1;
         self.doubtful += u32::from(doubtful);
         let Some(entry) = self.entry_mut(id) else { return };
-        entry.state = State::Polling { since: now, at, doubtful, yielding: false };
+        let wait = PATIENCE.get(usize::from(entry.turns)).copied();
+        let patience = now.after(wait.unwrap_or_default());
+        entry.state = State::Polling { patience, at, doubtful, yielding: false };
         entry.last_start = now;
         entry.again = false;
-        let patient = std::mem::take(&mut entry.patient);
-        if doubtful && !patient {
-            self.unheard.insert((now, id));
+        if doubtful && wait.is_some() {
+            self.unheard.insert((patience, id));
         }
         self.offer(at);
     }

@@ -231,7 +231,7 @@ fn a_thousand_silent_hosts_do_not_hold_up_those_that_answer() {
                 }
             }
         }
-        assert!(now.since(START) < 2 * MINUTE, "{} of 100 after two minutes", polled.len());
+        assert!(now.since(START) <= Duration::from_secs(12), "{} of 100 after 12 s", polled.len());
     }
     // Once they are known to answer, the silent ones cost them nothing at all.
     let mut worst = Duration::ZERO;
