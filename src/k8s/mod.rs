@@ -1,1 +1,4 @@
 //! The engine's ports, and what the processes share, on an API server.
+
+pub mod client;
+pub mod error;

@@ -36,10 +36,9 @@ pub struct ShardSeen {
     pub id: ShardId,
     /// `metadata.resourceVersion`: a decimal number that grows.
     pub version: String,
-    /// `spec.desired`; a value that cannot be read counts as none.
+    /// `spec.desired`, by [`Incarnation::parse`].
     pub desired: Option<Incarnation>,
-    /// `status.holder`; for a worker a value that cannot be read is as good as
-    /// none: it is not this worker.
+    /// `status.holder`, by [`Incarnation::named`].
     pub holder: Option<Incarnation>,
     /// `status.epoch`.
     pub epoch: i64,

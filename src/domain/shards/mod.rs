@@ -3,6 +3,8 @@
 
 pub mod fence;
 pub mod holding;
+pub mod mapping;
+pub mod placement;
 pub mod timing;
 
 use std::fmt;
