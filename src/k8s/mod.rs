@@ -1,4 +1,6 @@
 //! The engine's ports, and what the processes share, on an API server.
 
 pub mod client;
+mod election;
 pub mod error;
+pub mod lease;
