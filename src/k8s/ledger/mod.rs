@@ -183,7 +183,9 @@ impl ConfigMapLedgers {
             *known = after;
             Ok(mark)
         });
-        running.await.map_err(|error| LedgerError::Unavailable(format!("the ledger's task failed: {error}")))?
+        running
+            .await
+            .map_err(|error| LedgerError::Unavailable(format!("the ledger's task failed: {error}")))?
     }
 
     /// Waits until nothing else is done with a record's ledger. What is known

@@ -86,8 +86,11 @@ impl Place {
     }
 
     fn labels(&self) -> BTreeMap<String, String> {
-        let pairs =
-            [("app.kubernetes.io/managed-by", "rpop"), ("app.kubernetes.io/part-of", "rpop"), (LEDGER, &self.label)];
+        let pairs = [
+            ("app.kubernetes.io/managed-by", "rpop"),
+            ("app.kubernetes.io/part-of", "rpop"),
+            (LEDGER, &self.label),
+        ];
         pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
     }
 

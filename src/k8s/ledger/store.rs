@@ -138,7 +138,7 @@ impl<'a> Work<'a> {
     async fn read(&self, head: &Head) -> Result<Ledger, Unread> {
         let names: Vec<ChunkRef> = head.chunks().copied().collect();
         let chunks: Vec<Arc<[u8]>> =
-            stream::iter(names.iter()).map(|name| self.chunk(name)).buffered(PARALLEL).try_collect().await?;
+            stream::iter(names.clone()).map(|name| self.chunk(name)).buffered(PARALLEL).try_collect().await?;
         let mut ledger = Ledger::new(head.salt);
         for (name, octets) in names.iter().zip(&chunks) {
             let each = |hash, _: &[u8], group: Group| {
@@ -157,7 +157,7 @@ impl<'a> Work<'a> {
         Ok(ledger)
     }
 
-    async fn chunk(&self, chunk: &ChunkRef) -> Result<Arc<[u8]>, Unread> {
+    async fn chunk(&self, chunk: ChunkRef) -> Result<Arc<[u8]>, Unread> {
         if let Some(octets) = self.inner.chunks.get(chunk.seal) {
             return Ok(octets);
         }
@@ -221,7 +221,9 @@ impl<'a> Work<'a> {
         if meta.uid.as_deref() == Some(&self.owner.uid) {
             Ok(meta)
         } else {
-            Err(LedgerError::Conflict(format!("{shown} was deleted and made anew since this worker heard of it")))
+            Err(LedgerError::Conflict(format!(
+                "{shown} was deleted and made anew since this worker heard of it"
+            )))
         }
     }
 
@@ -290,7 +292,7 @@ impl<'a> Work<'a> {
         let Some(system) = &self.inner.system else { return Ok(false) };
         let shards: Api<RpopShard> = Api::namespaced(self.inner.client.clone(), system);
         let name = self.owner.shard.to_string();
-        let shard = self.tries.again(|| shards.get_status(&name)).await;
+        let shard = self.tries.again(|| shards.get(&name)).await;
         let shard = match shard {
             Ok(shard) => shard,
             Err(Trouble::Missing(_)) => return Ok(false),
@@ -360,7 +362,7 @@ impl<'a> Work<'a> {
         if let Some(batch) = task.batch {
             head.fresh.clone_from(&batch.groups);
             head.fresh.retain(|_, body| !Group::is_forgotten(body));
-            if head.encode().0.len() > self.inner.bounds.head {
+            if head.size() > self.inner.bounds.head {
                 head.fresh.clear();
                 later = Some(batch);
             }
@@ -388,7 +390,11 @@ impl<'a> Work<'a> {
                     let found = self.get(&self.place.head.clone()).await?;
                     let found = found.ok_or_else(|| self.conflict("it comes and goes"))?;
                     let stored = self.place.read_head(&found)?;
-                    return if stored.seal == seal { Ok(stored) } else { Err(self.conflict(&written_by(&stored.head))) };
+                    return if stored.seal == seal {
+                        Ok(stored)
+                    } else {
+                        Err(self.conflict(&written_by(&stored.head)))
+                    };
                 }
                 Err(trouble) => self.pause(trouble, "cannot be made").await?,
             }
@@ -405,7 +411,7 @@ impl<'a> Work<'a> {
                 head.fresh.insert(hash, body);
             }
         }
-        if head.encode().0.len() <= self.inner.bounds.head {
+        if head.size() <= self.inner.bounds.head {
             return self.swap(seen, head).await;
         }
         self.fold(seen, &head, batch.live, batch.grows).await
@@ -414,20 +420,28 @@ impl<'a> Work<'a> {
     /// Writes the latest groups into chunks. The head says first which ones
     /// there will be: should we end before it names them as its own, the next
     /// holder knows what to remove.
-    async fn fold(&mut self, mut seen: Seen, head: &Head, live: u64, grows: bool) -> Result<Seen, LedgerError> {
+    async fn fold(
+        &mut self,
+        mut seen: Seen,
+        head: &Head,
+        live: u64,
+        grows: bool,
+    ) -> Result<Seen, LedgerError> {
         let merge = fold::merge(head, live, &self.inner.bounds);
         let mut olds = Vec::with_capacity(merge.chunks.len());
         for name in &merge.chunks {
-            olds.push(self.chunk(name).await.map_err(|unread| match unread {
+            olds.push(self.chunk(*name).await.map_err(|unread| match unread {
                 Unread::Missing(name) => self.place.damaged(&name, "it is missing"),
                 Unread::Failed(error) => error,
             })?);
         }
-        let Fold { chunks, head } = fold::fold(&self.place, &self.inner.bounds, head, grows, &merge, &olds)?;
+        let Fold { chunks, mut head } =
+            fold::fold(&self.place, &self.inner.bounds, head, grows, &merge, &olds)?;
         if !seen.unswept.is_empty() {
             let same = Head { litter: seen.unswept.clone(), ..seen.stored.head.clone() };
             seen = self.swap(seen, same).await?;
         }
+        head.litter.extend(&seen.unswept);
         let mut announced = Head { litter: seen.unswept.clone(), ..seen.stored.head.clone() };
         announced.litter.extend(chunks.iter().map(|chunk| chunk.name.seal));
         // Nothing of it is litter as long as we go on.
