@@ -18,6 +18,7 @@
 )]
 
 mod fixture;
+mod ledger;
 #[path = "../it/support/mod.rs"]
 mod parts;
 mod support;

@@ -174,11 +174,14 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
 }
 
 fn put_number(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push((number & 0x7f) as u8 | 0x80);
+    loop {
+        let [low, ..] = number.to_le_bytes();
         number >>= 7;
+        if number == 0 {
+            return out.push(low);
+        }
+        out.push(low | 0x80);
     }
-    out.push(number as u8);
 }
 
 fn put_signed(out: &mut Vec<u8>, number: i64) {

@@ -25,7 +25,7 @@ use crate::engine::ports::LedgerError;
 /// As whom we write.
 const MANAGER: &str = "rpop-worker";
 /// A record's annotations are looked at again after so long.
-const RECORD_FRESH: Duration = Duration::from_secs(600);
+const RECORD_FRESH: Duration = Duration::from_mins(10);
 /// Chunks that are read at once.
 const PARALLEL: usize = 4;
 /// Changes of others to metadata that one write gives way to.
@@ -258,10 +258,27 @@ impl<'a> Work<'a> {
             Ok(object) => {
                 seen.stored.version = object.metadata.resource_version.unwrap_or_default();
                 info!(ledger = %self.shown(), kept = !owned, "the owner of the ledger is set");
+                if owned {
+                    self.own_chunks(&seen.stored).await;
+                }
             }
             // It is tried again at the next poll.
             Err(trouble) => {
                 warn!(ledger = %self.shown(), kept = !owned, error = trouble.text(), "its owner cannot be set");
+            }
+        }
+    }
+
+    /// Chunks are owned by their head. Those that were put back from a backup
+    /// have lost it, or its owner.
+    async fn own_chunks(&self, stored: &Stored) {
+        let patch = json!({"metadata": {"ownerReferences": [self.place.head_as_owner(&stored.uid)]}});
+        let (patch, manager) = (Patch::Merge(&patch), manager());
+        for chunk in stored.head.chunks() {
+            let name = self.place.chunk(chunk.seal);
+            let request = self.maps.patch_metadata(&name, &manager, &patch);
+            if let Err(trouble) = self.tries.once(request).await {
+                debug!(chunk = name, error = trouble.text(), "its owner cannot be set");
             }
         }
     }
@@ -548,8 +565,7 @@ impl<'a> Work<'a> {
     }
 
     async fn patch(&self, patch: &serde_json::Value) -> Result<ConfigMap, Trouble> {
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        self.tries.once(self.maps.patch(&self.place.head, &params, &Patch::Merge(patch))).await
+        self.tries.once(self.maps.patch(&self.place.head, &manager(), &Patch::Merge(patch))).await
     }
 
     async fn get(&mut self, name: &str) -> Result<Option<ConfigMap>, LedgerError> {
@@ -572,6 +588,10 @@ impl<'a> Work<'a> {
     fn conflict(&self, why: &str) -> LedgerError {
         LedgerError::Conflict(format!("{}: {why}", self.shown()))
     }
+}
+
+fn manager() -> PatchParams {
+    PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() }
 }
 
 fn written_by(head: &Head) -> String {
