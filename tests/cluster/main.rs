@@ -19,6 +19,7 @@
 
 mod admission;
 mod fixture;
+mod ledger;
 #[path = "../it/support/mod.rs"]
 mod parts;
 mod support;
