@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_busy_server_says_when_to_come_back() {
-        let details = kube::core::response::StatusDetails { retry_after_seconds: 3, ..Default::default() };
+        let details = serde_json::from_value(serde_json::json!({"retryAfterSeconds": 3})).unwrap();
         let status = Status::failure("slow down", "TooManyRequests").with_code(429).with_details(details);
         let error = ApiError::from(kube::Error::Api(Box::new(status)));
         assert_eq!(error.retry_after(), Some(Duration::from_secs(3)));
