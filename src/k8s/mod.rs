@@ -2,3 +2,6 @@
 
 pub mod client;
 pub mod error;
+pub mod events;
+pub mod secrets;
+pub mod status;
