@@ -18,6 +18,8 @@
 )]
 
 mod fixture;
+mod install;
 #[path = "../it/support/mod.rs"]
 mod parts;
+mod policies;
 mod support;

@@ -26,12 +26,14 @@
 
 #![allow(dead_code, unused_imports, reason = "each test needs some of these")]
 
+mod deploy;
 mod kubectl;
 mod namespace;
 mod server;
 mod token;
 mod tools;
 
+pub use deploy::{SYSTEM, project};
 pub use kubectl::Answer;
 pub use namespace::{namespace, with_namespace};
 pub use server::{ControllerManager, Options, Server};
