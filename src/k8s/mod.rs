@@ -1,1 +1,7 @@
 //! The engine's ports, and what the processes share, on an API server.
+
+pub mod client;
+pub mod error;
+pub mod events;
+pub mod secrets;
+pub mod status;
