@@ -266,3 +266,11 @@ fn the_chart_is_installed_upgraded_removed_and_installed_again_and_records_stay(
     without_warnings(&helm(&["install", "rpop", &chart]));
     assert!(server.kubectl(&["get", "rpop", "kept"]).success);
 }
+
+#[test]
+fn the_examples_are_taken_without_a_warning() {
+    let Some(server) = Server::start() else { return };
+    let examples = server.kubectl(&["apply", "-f", &path("examples/cluster")]);
+    without_warnings(&examples);
+    assert_eq!(examples.stdout.matches("rpoprecord.rpop.dev/").count(), 5, "{}", examples.stdout);
+}
