@@ -20,6 +20,8 @@
 mod admission;
 mod fixture;
 mod ledger;
+mod install;
 #[path = "../it/support/mod.rs"]
 mod parts;
+mod policies;
 mod support;
