@@ -8,6 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::Value;
 
+pub(crate) mod checks;
 // The derive copies each struct into a function, `pub` included; columns repeat
 // their types, and switches are what users know them as.
 #[allow(unreachable_pub)]

@@ -20,6 +20,9 @@
 mod admission;
 mod chaos;
 mod fixture;
+mod ledger;
+mod install;
 #[path = "../it/support/mod.rs"]
 mod parts;
+mod policies;
 mod support;
