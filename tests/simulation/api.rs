@@ -89,6 +89,18 @@ impl Api {
         Renewal::Done
     }
 
+    /// The lease is nobody's from now on, if it was that worker's.
+    pub fn release(&mut self, worker: &Incarnation) {
+        let name = Self::lease_name(worker);
+        let version = self.bump();
+        if let Some(lease) = self.leases.get_mut(&name)
+            && lease.holder == LeaseHolder::Worker(worker.clone())
+        {
+            (lease.holder, lease.version) = (LeaseHolder::Nobody, version);
+            self.changes.push(Change::Lease(lease.clone()));
+        }
+    }
+
     /// A status write of a shard's holder.
     pub fn write_status(&mut self, wanted: ShardSeen) -> Option<ShardSeen> {
         let present = self.shards.get(&wanted.id)?;
