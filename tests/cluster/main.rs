@@ -18,6 +18,7 @@
 )]
 
 mod admission;
+mod chaos;
 mod fixture;
 mod ledger;
 mod install;
