@@ -3,5 +3,6 @@
 pub mod client;
 pub mod error;
 pub mod events;
+pub mod ledger;
 pub mod secrets;
 pub mod status;
