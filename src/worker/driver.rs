@@ -50,10 +50,18 @@ pub(super) enum Input {
     /// The answer to a look at a shard.
     Looked(ShardId, Result<Box<RpopShard>, ApiError>),
     /// The slices of a shard, read afresh.
-    Read { shard: ShardId, epoch: i64, slices: BTreeMap<u32, Slice> },
+    Read {
+        shard: ShardId,
+        epoch: i64,
+        slices: BTreeMap<u32, Slice>,
+    },
     /// A slice's watch.
     Slice(Change),
-    Wrote { shard: ShardId, version: String, result: Written },
+    Wrote {
+        shard: ShardId,
+        version: String,
+        result: Written,
+    },
     WroteHosts(ShardId, bool),
 }
 
@@ -259,7 +267,8 @@ impl Driver {
         match order {
             Order::Renew { leaving } => {
                 let held = self.parts.roster.held();
-                let capacity = self.parts.settings.borrow().as_ref().map_or(0, |settings| settings.processors);
+                let capacity =
+                    self.parts.settings.borrow().as_ref().map_or(0, |settings| settings.processors);
                 let word = Word {
                     leaving,
                     load: self.parts.reporter.loads(&held),
@@ -377,7 +386,10 @@ impl Driver {
         };
         let id = seen.id;
         let mine = seen.holder.as_ref() == Some(&self.parts.cluster.me);
-        if !mine && let Some(status) = &object.status && self.hosts.learn(&status.failed_hosts) {
+        if !mine
+            && let Some(status) = &object.status
+            && self.hosts.learn(&status.failed_hosts)
+        {
             self.is_dirty();
         }
         let holder = |object: &RpopShard| object.status.as_ref().and_then(|status| status.holder.clone());
@@ -488,7 +500,9 @@ impl Driver {
             let Some(pending) = &mut following.pending else { continue };
             pending.strays.retain(|key| self.parts.roster.is_open(key, *shard));
             if pending.strays.is_empty() {
-                taken.extend(following.pending.take().map(|pending| (*shard, following.epoch, pending.observed)));
+                taken.extend(
+                    following.pending.take().map(|pending| (*shard, following.epoch, pending.observed)),
+                );
             } else if now >= pending.until && !std::mem::replace(&mut pending.aborted, true) {
                 for key in &pending.strays {
                     self.parts.roster.tell_record(key, Stage::Aborting);
@@ -532,7 +546,8 @@ impl Driver {
         observed: BTreeMap<String, i64>,
     ) {
         let before = self.seen.get(&shard).and_then(|object| object.status.as_ref());
-        let before = before.map(|status| status.observed_slices.keys().cloned().collect()).unwrap_or_default();
+        let before =
+            before.map(|status| status.observed_slices.keys().cloned().collect()).unwrap_or_default();
         let write = StatusWrite { shard, version, holder, epoch, observed, before };
         let (shards, inputs) = (self.shards.clone(), self.inputs.clone());
         tokio::spawn(async move {

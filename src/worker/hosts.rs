@@ -110,7 +110,9 @@ impl Hosts {
         for host in &self.own {
             for shard in by_host.get(&*host.host).into_iter().flatten() {
                 let hosts = wanted.entry(*shard).or_default();
-                if hosts.len() < MOST && let Ok(until) = Timestamp::from_second(host.until) {
+                if hosts.len() < MOST
+                    && let Ok(until) = Timestamp::from_second(host.until)
+                {
                     let code = host.error.code.to_string();
                     hosts.push(ShardFailedHost { host: host.host.to_string(), until: Time(until), code });
                 }

@@ -158,12 +158,12 @@ impl Audience for Reporter {
         let ill = match &report.result {
             Ok(()) => None,
             Err(error) if error.code == Code::Interrupted => return,
-            Err(error) => Some(error.code).filter(|code| {
-                matches!(code, Code::SecretMissing | Code::SecretInvalid | Code::AuthFailed)
-            }),
+            Err(error) => Some(error.code)
+                .filter(|code| matches!(code, Code::SecretMissing | Code::SecretInvalid | Code::AuthFailed)),
         };
         let mut state = self.state();
-        let was = if ill.is_some() { !state.ill.insert(item.key.clone()) } else { state.ill.remove(&item.key) };
+        let was =
+            if ill.is_some() { !state.ill.insert(item.key.clone()) } else { state.ill.remove(&item.key) };
         drop(state);
         if ill.is_some() || was {
             // Too many at once: they wait for their usual turn.

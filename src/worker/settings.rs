@@ -39,11 +39,8 @@ pub(super) fn in_cluster(mut settings: Settings) -> Settings {
             allow.prefix >= refused.prefix && refused.contains(allow.address)
         })
     };
-    let refused: Vec<Network> = REFUSED
-        .iter()
-        .filter_map(|text| Network::parse(text))
-        .filter(|network| !allowed(network))
-        .collect();
+    let refused: Vec<Network> =
+        REFUSED.iter().filter_map(|text| Network::parse(text)).filter(|network| !allowed(network)).collect();
     settings.deny_networks.extend(refused);
     settings
 }
@@ -98,7 +95,9 @@ pub(super) fn follow(client: Client, metrics: Arc<Metrics>) -> watch::Receiver<O
                 Err(why) => {
                     // By the defaults in their place limits of the user's own
                     // would fall away.
-                    tracing::error!("RpopSettings cannot be used, nothing is polled until they are mended: {why}");
+                    tracing::error!(
+                        "RpopSettings cannot be used, nothing is polled until they are mended: {why}"
+                    );
                 }
             }
         }
@@ -131,7 +130,9 @@ mod tests {
     #[test]
     fn a_record_does_not_reach_the_node_or_its_metadata_by_default() {
         let default = policy(&[]);
-        for refused in ["127.0.0.1", "::1", "169.254.169.254", "fe80::1", "::ffff:169.254.169.254", "fd00:ec2::254"] {
+        for refused in
+            ["127.0.0.1", "::1", "169.254.169.254", "fe80::1", "::ffff:169.254.169.254", "fd00:ec2::254"]
+        {
             assert!(default.check(ip(refused)).is_err(), "{refused}");
         }
         for fine in ["10.0.0.7", "192.0.2.1", "2001:db8::1"] {
