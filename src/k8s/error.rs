@@ -173,8 +173,10 @@ mod tests {
 
     #[test]
     fn a_busy_server_says_when_to_come_back() {
-        let details = kube::core::response::StatusDetails { retry_after_seconds: 3, ..Default::default() };
-        let status = Status::failure("slow down", "TooManyRequests").with_code(429).with_details(details);
+        let status: Status = serde_json::from_value(serde_json::json!({
+            "status": "Failure", "code": 429, "message": "slow down", "details": {"retryAfterSeconds": 3}
+        }))
+        .unwrap();
         let error = ApiError::from(kube::Error::Api(Box::new(status)));
         assert_eq!(error.retry_after(), Some(Duration::from_secs(3)));
         assert!(error.is_transient() && !error.is_uncertain());

@@ -141,7 +141,7 @@ impl FromStr for Timing {
 }
 
 /// `span`, shortened by up to `part` of it: where in between, `salt` decides.
-pub(super) fn jittered(span: Duration, part: u32, salt: u64) -> Duration {
+pub(crate) fn jittered(span: Duration, part: u32, salt: u64) -> Duration {
     // SplitMix64's finisher: neighbouring salts land far apart.
     let mut mixed = salt.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
