@@ -12,7 +12,7 @@ use crate::k8s::client::Cluster;
 use crate::k8s::error::{ApiError, within};
 
 /// The object in the system namespace that holds it.
-pub const NAME: &str = "rpop-trace-key";
+pub(super) const NAME: &str = "rpop-trace-key";
 const KEY: &str = "key";
 const REQUEST: Duration = Duration::from_secs(10);
 
