@@ -19,6 +19,8 @@
 
 mod admission;
 mod fixture;
+mod install;
 #[path = "../it/support/mod.rs"]
 mod parts;
+mod policies;
 mod support;
