@@ -134,6 +134,11 @@ pub(super) struct Driver {
     given: HashSet<RecordKey>,
     /// What is to be polled has changed, to be told then.
     dirty: Option<Instant>,
+    /// All shards have been shown.
+    complete: bool,
+    ready: bool,
+    /// The run has been told of records.
+    polls: bool,
     leaving: bool,
     exit: Option<Exit>,
 }
@@ -162,6 +167,9 @@ impl Driver {
             retry: HashSet::new(),
             given: HashSet::new(),
             dirty: None,
+            complete: false,
+            ready: false,
+            polls: false,
             leaving: false,
             exit: None,
             parts,
@@ -210,10 +218,18 @@ impl Driver {
                     self.hosts.found(failing);
                 }
             }
+            if !self.polls {
+                // Later the run does.
+                self.parts.health.beat();
+            }
             self.look_at_drains();
             self.look_at_strays();
             self.write_hosts();
             self.tell_run();
+            let ready = self.complete && self.polls && self.fence.is_open();
+            if ready && !self.leaving && !std::mem::replace(&mut self.ready, true) {
+                self.parts.health.set_ready(true);
+            }
         }
     }
 
@@ -340,9 +356,7 @@ impl Driver {
             Input::Shards(Shown::Unreadable { name, why, .. }) => {
                 tracing::error!(shard = name, "it cannot be understood and stays as it was: {why}");
             }
-            Input::Shards(Shown::Complete) => {
-                self.parts.health.set_ready(!self.leaving);
-            }
+            Input::Shards(Shown::Complete) => self.complete = true,
             Input::Read { shard, epoch, slices } => {
                 if let Some(following) = self.following.get_mut(&shard)
                     && following.epoch == epoch
@@ -605,6 +619,7 @@ impl Driver {
         let keys = entries.iter().map(|entry| (&entry.item.key, entry.shard));
         self.parts.reporter.hand_out(keys);
         self.given = entries.iter().map(|entry| entry.item.key.clone()).collect();
+        self.polls = true;
         place.send(Desired {
             settings,
             items: entries.into_iter().map(|entry| entry.item).collect(),

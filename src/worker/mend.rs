@@ -58,7 +58,8 @@ pub(super) async fn look_after(
                 if known || (ill.len() >= MOST && !ill.contains_key(&key)) {
                     continue;
                 }
-                let due = Instant::now() + FIRST_LOOK;
+                // What was refused is to be known by its version as soon as may be.
+                let due = Instant::now() + if code == Code::SecretMissing { FIRST_LOOK } else { Duration::ZERO };
                 ill.insert(key.clone(), Ailing { code, versions: None, wait: FIRST_LOOK, due });
                 looks.push(Reverse((due, key)));
             }

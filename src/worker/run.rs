@@ -35,8 +35,6 @@ use crate::telemetry::http::Health;
 use crate::telemetry::logs::CRASH;
 use crate::telemetry::metrics::Metrics;
 
-/// Between two tries to begin.
-const PAUSE: Duration = Duration::from_secs(2);
 /// What is dropped is given so long to be gone.
 const LAST: Duration = Duration::from_secs(2);
 /// The exit code of a process that could not close its sessions in time.
@@ -64,9 +62,6 @@ pub enum Error {
     /// It was told to end, and some shards are left for the leader to take.
     #[error("some shards could not be handed over in time: the controller takes them")]
     LeftBehind,
-    /// The object that holds the trace key holds something else.
-    #[error("ConfigMap {} holds no key: delete it for a new one", identity::NAME)]
-    TraceKey,
     /// A thread could not be started.
     #[error("no thread can be started")]
     Thread(#[source] std::io::Error),
@@ -78,7 +73,7 @@ pub enum Error {
 impl Error {
     /// Whether a new process may do better.
     pub fn is_transient(&self) -> bool {
-        !matches!(self, Self::Timing(_) | Self::TraceKey)
+        !matches!(self, Self::Timing(_))
     }
 
     /// A word of a closed list, for metrics.
@@ -87,7 +82,6 @@ impl Error {
             Self::Timing(_) => "timing",
             Self::Lost => "lost",
             Self::LeftBehind => "left_behind",
-            Self::TraceKey => "trace_key",
             Self::Thread(_) => "thread",
             Self::Defect => "defect",
         }
@@ -114,7 +108,6 @@ pub async fn run(
     health: Arc<Health>,
 ) -> Result<(), Error> {
     options.timing.check().map_err(Error::Timing)?;
-    let Some(trace_key) = begin(&cluster, &health, stop.clone()).await? else { return Ok(()) };
     let client = &cluster.client;
     // All of them end with this function.
     let mut tasks = JoinSet::new();
@@ -139,23 +132,26 @@ pub async fn run(
     let (observer, answers) = Relay::new(Arc::clone(&metrics), None);
     let ledgers = ConfigMapLedgers::new(client.clone(), Arc::new(roster.clone()));
     let ledgers = Arc::new(ledgers.with_shards_in(&cluster.namespace));
-    let engine = engine(secrets, ledgers, observer, trace_key, &options.host_name);
-    let parts = Parts {
-        poller: Arc::new(Gate::new(Arc::new(engine), roster.clone())),
-        metrics: Arc::clone(&metrics),
-        health: Arc::clone(&health),
-        audience: Arc::clone(&reporter) as _,
-        statuses: Arc::clone(&reporter) as _,
-        past: Snapshot::default(),
-        heard: answers,
-    };
     let (desired, mut wishes) = mpsc::channel(1);
     let (end, ended) = watch::channel(Stage::Running);
+    let shards: Api<RpopShard> = Api::namespaced(client.clone(), &cluster.namespace);
+    let polls = (Arc::clone(&metrics), Arc::clone(&health), Arc::clone(&reporter), roster.clone());
     let mut polling = tokio::spawn(async move {
+        let (metrics, health, reporter, roster) = polls;
         // The first wish comes when the settings are known.
-        if let Some(first) = wishes.recv().await {
-            Run::new(parts, first, false).go(ended, wishes).await;
-        }
+        let Some(first) = wishes.recv().await else { return };
+        let trace_key = identity::trace_key(&shards).await;
+        let engine = engine(secrets, ledgers, observer, trace_key, options.host_name);
+        let parts = Parts {
+            poller: Arc::new(Gate::new(Arc::new(engine), roster)),
+            metrics,
+            health,
+            audience: Arc::clone(&reporter) as _,
+            statuses: reporter,
+            past: Snapshot::default(),
+            heard: answers,
+        };
+        Run::new(parts, first, false).go(ended, wishes).await;
     });
 
     let (words, spoken) = mpsc::channel(2);
@@ -203,43 +199,16 @@ pub async fn run(
     result
 }
 
-/// What is needed before anything else, however long the API server is away;
-/// `None`: a signal came first.
-async fn begin(
-    cluster: &Cluster,
-    health: &Health,
-    mut stop: watch::Receiver<Stage>,
-) -> Result<Option<[u8; 16]>, Error> {
-    let mut told = false;
-    loop {
-        health.beat();
-        match identity::trace_key(cluster).await {
-            Ok(Some(key)) => return Ok(Some(key)),
-            Ok(None) => return Err(Error::TraceKey),
-            Err(error) if std::mem::replace(&mut told, true) => tracing::debug!("still: {error}"),
-            Err(error) => tracing::warn!("the worker waits for the API server: {error}"),
-        }
-        tokio::select! {
-            () = tokio::time::sleep(PAUSE) => {}
-            stage = stop.wait_for(|stage| *stage > Stage::Running) => {
-                drop(stage);
-                return Ok(None);
-            }
-        }
-    }
-}
-
 fn engine(
     secrets: ApiSecrets,
     ledgers: Arc<dyn LedgerStore>,
     observer: Relay,
     trace_key: [u8; 16],
-    host_name: &Arc<str>,
+    host_name: Arc<str>,
 ) -> Engine {
     let connector = Arc::new(Connector::new());
     let secrets: Arc<dyn Secrets> = Arc::new(secrets);
-    let mail = MailPool::new(Arc::clone(&connector), Arc::clone(&secrets), Arc::clone(host_name));
+    let mail = MailPool::new(Arc::clone(&connector), Arc::clone(&secrets), Arc::clone(&host_name));
     let sink = Arc::new(Sinks::new(Arc::new(mail), None));
-    let host_name = Arc::clone(host_name);
     Engine { connector, secrets, ledgers, sink, observer: Arc::new(observer), host_name, trace_key }
 }

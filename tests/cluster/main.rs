@@ -24,3 +24,4 @@ mod install;
 mod parts;
 mod policies;
 mod support;
+mod worker;
