@@ -26,3 +26,4 @@ mod install;
 mod parts;
 mod policies;
 mod support;
+mod worker;
