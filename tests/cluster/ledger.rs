@@ -415,37 +415,43 @@ async fn a_commit_that_nobody_waits_for_goes_to_its_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_dies_while_it_folds_leaves_no_damage_and_no_orphans() {
     let Some(here) = Here::new().await else { return };
-    let mut wanted = here.worker(7, 1).await.load().await.unwrap();
     let mut next = 0;
-    for death in 0..24 {
-        let worker = here.worker(7, 1).await.folding().impatient();
-        let mut ledger = worker.load().await.unwrap();
-        if next > 0 {
-            assert!(
-                ledger.len() == wanted.len() || ledger.len() == wanted.len() + 40,
-                "{} beside {}",
-                ledger.len(),
-                wanted.len()
-            );
+    let mut died = 0;
+    for death in 0..30 {
+        let worker = here.worker(7, 1).await.folding();
+        let ledger = worker.load().await.unwrap();
+        let before = all(&ledger);
+        let mut doomed = ledger.clone();
+        let mut whole = ledger;
+        let batch = puts(next..next + 40);
+        for change in &batch {
+            whole.apply(change);
         }
-        let (left, after) = (death / 2, death % 2 == 1);
+        let after = all(&whole);
+        next += 40;
+        let (left, carried_out) = (death / 2, death % 2 == 1);
         let mut seen = 0;
         here.gate.judge(move |_, _| {
             seen += 1;
             match seen - 1 {
                 at if at < left => Fate::Pass,
-                at if at == left && after => Fate::LoseAnswer,
+                at if at == left && carried_out => Fate::LoseAnswer,
                 _ => Fate::Drop,
             }
         });
-        wanted = ledger.clone();
-        let done = worker.commit(&mut ledger, puts(next..next + 40)).await;
-        if done.is_ok() {
-            wanted = ledger.clone();
-        }
-        next += 40;
+        let brief = Duration::from_millis(300);
+        let dying = worker.with(|ledgers| ledgers.with_patience(brief, brief));
+        let done = dying.commit(&mut doomed, batch).await;
         here.gate.open();
+        let found = all(&here.worker(7, 1).await.load().await.unwrap());
+        if done.is_ok() {
+            assert_eq!(found, after);
+        } else {
+            died += 1;
+            assert!(found == before || found == after, "death {death}: neither nor");
+        }
     }
+    assert!(died > 8, "{died}");
     // A worker that lives removes what was left.
     let worker = here.worker(7, 2).await.folding();
     let mut ledger = worker.load().await.unwrap();
@@ -551,6 +557,11 @@ async fn chunks_that_are_missing_or_changed_are_damage() {
     here.maps().create(&PostParams::default(), &changed).await.unwrap();
     is_damaged(other.load().await, &named[1]);
     assert_eq!(chunks_named(&here.head().await), named, "nothing is written over it");
+    here.maps().delete(&named[1], &DeleteParams::default()).await.unwrap();
+    let mut good = chunk;
+    (good.metadata.resource_version, good.metadata.uid) = (None, None);
+    here.maps().create(&PostParams::default(), &good).await.unwrap();
+    assert_eq!(all(&other.load().await.unwrap()), all(&ledger), "what was put back is good again");
 }
 
 #[tokio::test]

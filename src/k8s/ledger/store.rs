@@ -145,8 +145,11 @@ impl<'a> Work<'a> {
                 ledger.apply(&Change::Forget { hash });
                 group.put_into(&mut ledger, hash);
             };
-            unpack(octets, name, head.salt, each)
-                .map_err(|flaw| self.place.flawed(&self.place.chunk(name.seal), flaw))?;
+            unpack(octets, name, head.salt, each).map_err(|flaw| {
+                // It may be put back as it was.
+                self.inner.chunks.remove(name.seal);
+                self.place.flawed(&self.place.chunk(name.seal), flaw)
+            })?;
         }
         for (hash, body) in &head.fresh {
             let group = Group::parse(body).map_err(|flaw| self.place.flawed(&self.place.head, flaw))?;
@@ -452,8 +455,12 @@ impl<'a> Work<'a> {
                 Unread::Failed(error) => error,
             })?);
         }
-        let Fold { chunks, mut head } =
-            fold::fold(&self.place, &self.inner.bounds, head, grows, &merge, &olds)?;
+        let folded = fold::fold(&self.place, &self.inner.bounds, head, grows, &merge, &olds);
+        let Fold { chunks, mut head } = folded.inspect_err(|_| {
+            for chunk in &merge.chunks {
+                self.inner.chunks.remove(chunk.seal);
+            }
+        })?;
         if !seen.unswept.is_empty() {
             let same = Head { litter: seen.unswept.clone(), ..seen.stored.head.clone() };
             seen = self.swap(seen, same).await?;
@@ -543,19 +550,19 @@ impl<'a> Work<'a> {
     /// remove. The head that we have just written names them so that the next
     /// one who writes it can.
     async fn sweep(&mut self, litter: Vec<Seal>) -> Vec<Seal> {
-        let mut left = Vec::new();
-        for seal in litter {
-            self.inner.chunks.remove(seal);
-            let name = self.place.chunk(seal);
+        for (at, seal) in litter.iter().enumerate() {
+            self.inner.chunks.remove(*seal);
+            let name = self.place.chunk(*seal);
             match self.tries.once(self.maps.delete(&name, &DeleteParams::default())).await {
                 Ok(_) | Err(Trouble::Missing(_)) => {}
+                // Somebody waits for the commit, and that is done.
                 Err(trouble) => {
-                    debug!(chunk = name, error = trouble.text(), "an old chunk is removed later");
-                    left.push(seal);
+                    debug!(chunk = name, error = trouble.text(), "old chunks are removed later");
+                    return litter[at..].to_vec();
                 }
             }
         }
-        left
+        Vec::new()
     }
 
     fn stamp(&self, head: &mut Head) {
