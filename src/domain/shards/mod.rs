@@ -1,6 +1,13 @@
 //! Who polls which record: the protocol as arithmetic and state machines.
 //! Time is an argument; nothing here reads, writes or waits.
 
+pub mod fence;
+pub mod holding;
+pub mod leader;
+pub mod mapping;
+pub mod placement;
+pub mod timing;
+
 use std::fmt;
 use std::sync::Arc;
 
