@@ -18,6 +18,7 @@
 )]
 
 mod fixture;
+mod lease;
 #[path = "../it/support/mod.rs"]
 mod parts;
 mod support;
