@@ -3,4 +3,7 @@
 pub mod client;
 mod election;
 pub mod error;
+pub mod events;
 pub mod lease;
+pub mod secrets;
+pub mod status;

@@ -17,6 +17,7 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod admission;
 mod fixture;
 mod lease;
 #[path = "../it/support/mod.rs"]

@@ -3,6 +3,9 @@
 
 pub mod fence;
 pub mod holding;
+pub mod leader;
+pub mod mapping;
+pub mod placement;
 pub mod timing;
 
 use std::fmt;
