@@ -384,7 +384,7 @@ fn fraction(key: &RecordKey) -> f64 {
 
 async fn write(client: Client, job: Job) -> (RecordKey, Ended) {
     let ended = match tokio::time::timeout(REQUEST, written(&client, &job)).await {
-        Ok(Ok(ended)) | Ok(Err(ended)) => ended,
+        Ok(Ok(ended) | Err(ended)) => ended,
         Err(_) => Ended::Away(None, "the API server does not answer".to_owned()),
     };
     (job.key, ended)

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::fence::Fence;
-use super::hosts::Hosts;
+use super::hosts::{self, Hosts};
 use super::report::Reporter;
 use super::roster::Roster;
 use super::shard::{self, StatusWrite};
@@ -46,7 +46,7 @@ const STATUS_LIMIT: Duration = Duration::from_secs(3);
 /// What comes in from the tasks around.
 pub(super) enum Input {
     /// A watch of the shards.
-    Shards(Shown<RpopShard>),
+    Shards(Box<Shown<RpopShard>>),
     /// The answer to a look at a shard.
     Looked(ShardId, Result<Box<RpopShard>, ApiError>),
     /// The slices of a shard, read afresh.
@@ -56,7 +56,7 @@ pub(super) enum Input {
         slices: BTreeMap<u32, Slice>,
     },
     /// A slice's watch.
-    Slice(Change),
+    Slice(Box<Change>),
     Wrote {
         shard: ShardId,
         version: String,
@@ -119,6 +119,7 @@ pub(super) struct Parts {
 }
 
 /// See the module's page.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact that comes by itself")]
 pub(super) struct Driver {
     parts: Parts,
     fence: Fence,
@@ -151,7 +152,7 @@ impl Driver {
         let slices = inputs.clone();
         tokio::spawn(async move {
             while let Some(change) = changed.recv().await {
-                if slices.send(Input::Slice(change)).await.is_err() {
+                if slices.send(Input::Slice(Box::new(change))).await.is_err() {
                     return;
                 }
             }
@@ -288,7 +289,6 @@ impl Driver {
                 let word = Word {
                     leaving,
                     load: self.parts.reporter.loads(&held),
-                    #[expect(clippy::cast_precision_loss, reason = "a rough figure")]
                     capacity: capacity.max(1) as f32,
                 };
                 if self.parts.words.try_send(word).is_err() {
@@ -344,19 +344,21 @@ impl Driver {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Shards(Shown::Is(object)) => self.see(object),
-            Input::Looked(_, Ok(object)) => self.see(*object),
-            Input::Shards(Shown::Gone(name)) => {
-                if let Some(shard) = ShardId::parse(&name) {
-                    self.lose(shard);
+            Input::Shards(shown) => match *shown {
+                Shown::Is(object) => self.see(object),
+                Shown::Gone(name) => {
+                    if let Some(shard) = ShardId::parse(&name) {
+                        self.lose(shard);
+                    }
                 }
-            }
+                Shown::Unreadable { name, why, .. } => {
+                    tracing::error!(shard = name, "it cannot be understood and stays as it was: {why}");
+                }
+                Shown::Complete => self.complete = true,
+            },
+            Input::Looked(_, Ok(object)) => self.see(*object),
             Input::Looked(shard, Err(ApiError::NotFound { .. })) => self.lose(shard),
             Input::Looked(shard, Err(error)) => tracing::debug!(%shard, "it cannot be read now: {error}"),
-            Input::Shards(Shown::Unreadable { name, why, .. }) => {
-                tracing::error!(shard = name, "it cannot be understood and stays as it was: {why}");
-            }
-            Input::Shards(Shown::Complete) => self.complete = true,
             Input::Read { shard, epoch, slices } => {
                 if let Some(following) = self.following.get_mut(&shard)
                     && following.epoch == epoch
@@ -368,15 +370,12 @@ impl Driver {
                     self.take_in(shard);
                 }
             }
-            Input::Slice((shard, number, slice)) => {
-                let Some(following) = self.following.get_mut(&shard) else { return };
-                let changed = match slice {
-                    Some(slice) => number < following.count && following.put(number, slice),
-                    // Its number goes down first when a slice is no more needed.
-                    // One that vanished is read again when it is back.
-                    None => false,
-                };
-                if changed {
+            Input::Slice(change) => {
+                let (shard, number, slice) = *change;
+                // A slice that vanished is read again when it is back; one that is
+                // no more needed has gone from the shard's number of them first.
+                let (Some(following), Some(slice)) = (self.following.get_mut(&shard), slice) else { return };
+                if number < following.count && following.put(number, slice) {
                     self.take_in(shard);
                 }
             }
@@ -579,7 +578,7 @@ impl Driver {
         for (shard, patch) in self.hosts.due(&self.parts.roster, &active) {
             let (shards, inputs) = (self.shards.clone(), self.inputs.clone());
             tokio::spawn(async move {
-                let done = super::hosts::write(&shards, shard, &patch).await;
+                let done = hosts::write(&shards, shard, &patch).await;
                 inputs.send(Input::WroteHosts(shard, done)).await.ok();
             });
         }
@@ -620,12 +619,14 @@ impl Driver {
         self.parts.reporter.hand_out(keys);
         self.given = entries.iter().map(|entry| entry.item.key.clone()).collect();
         self.polls = true;
+        let host_limits = hosts::limits(&entries, settings.host_connections);
         place.send(Desired {
             settings,
             items: entries.into_iter().map(|entry| entry.item).collect(),
             retry: std::mem::take(&mut self.retry),
             problems,
             past,
+            host_limits,
             hosts: self.hosts.news(),
         });
     }

@@ -2,6 +2,7 @@
 //! shards, and learned from theirs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,7 +11,7 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::roster::Roster;
+use super::roster::{Entry, Roster};
 use super::shard::REQUEST;
 use crate::api::{RpopShard, ShardFailedHost};
 use crate::domain::code::Code;
@@ -146,6 +147,25 @@ impl Hosts {
             }
         }
     }
+}
+
+/// How many sessions this worker may have with hosts whose records are spread
+/// over several shards: of the limit its part for each of those it holds.
+pub(super) fn limits(entries: &[Entry], limit: u32) -> HashMap<(Arc<str>, u16), u32> {
+    let mut parts: HashMap<(Arc<str>, u16), BTreeMap<ShardId, u32>> = HashMap::new();
+    if limit == 0 {
+        return HashMap::new();
+    }
+    for entry in entries.iter().filter(|entry| entry.factor > 1) {
+        let remote = &entry.item.remote;
+        let host = (remote.host.to_ascii_lowercase().into(), remote.port);
+        // While the factor changes, shards may differ: the smaller part counts.
+        let part = (limit / entry.factor).max(1);
+        let known = parts.entry(host).or_default().entry(entry.shard).or_insert(part);
+        *known = part.min(*known);
+    }
+    let sum = |shards: BTreeMap<ShardId, u32>| shards.values().sum::<u32>().min(limit);
+    parts.into_iter().map(|(host, shards)| (host, sum(shards))).collect()
 }
 
 /// Writes them; whether that was done.

@@ -24,10 +24,11 @@ pub(super) async fn trace_key(shards: &Api<RpopShard>) -> [u8; 16] {
     let mut pause = PAUSE;
     loop {
         match within(REQUEST, shards.get(&ShardId(0).to_string())).await {
-            Ok(shard) => match shard.uid() {
-                Some(uid) => return derive(&uid),
-                None => tracing::error!("the API server gives its objects no uid"),
-            },
+            Ok(shard) => {
+                if let Some(uid) = shard.uid() {
+                    return derive(&uid);
+                }
+            }
             Err(ApiError::NotFound { .. }) => tracing::debug!("there is no {} yet", ShardId(0)),
             Err(error) => tracing::warn!("{} cannot be read: {error}", ShardId(0)),
         }

@@ -95,13 +95,7 @@ impl Ailing {
         self.wait = (self.wait * 2).min(most);
         match found {
             Ok(_) if self.code == Code::SecretMissing => true,
-            Ok(now) => match &self.versions {
-                Some(before) => *before != now,
-                None => {
-                    self.versions = Some(now);
-                    false
-                }
-            },
+            Ok(now) => *self.versions.get_or_insert_with(|| now.clone()) != now,
             // Whatever comes in its place is another one.
             Err(SecretError::Missing(_)) => {
                 self.versions.get_or_insert_default();

@@ -48,7 +48,7 @@ impl<K> Shown<K> {
                 generation: invalid.metadata.generation.unwrap_or(0),
                 version: invalid.metadata.resource_version.unwrap_or_default(),
                 uid: invalid.metadata.uid.unwrap_or_default(),
-                why: shown(invalid.error.to_string()),
+                why: shown(invalid.error),
             },
         }
     }
