@@ -103,9 +103,22 @@ pub struct SliceItem {
     /// The address to connect from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_address: Option<IpAddr>,
+    /// Over how many shards the records of its host are spread: a worker has
+    /// that part of the host's connections for each of them that it holds.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub factor: u32,
     /// How its polls went, as the controller knew when it wrote this.
     #[serde(default)]
     pub past: ItemPast,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde asks
+fn is_one(factor: &u32) -> bool {
+    *factor == 1
 }
 
 /// How a record's polls went: for a worker that has not polled it before.
@@ -129,6 +142,8 @@ pub struct Sliced {
     pub uid: String,
     /// The record's `metadata.generation`.
     pub generation: i64,
+    /// Over how many shards the records of its host are spread, at least 1.
+    pub factor: u32,
     /// How its polls went.
     pub past: ItemPast,
 }
@@ -146,7 +161,8 @@ pub struct ItemError {
 }
 
 impl SliceItem {
-    /// An item of `work`, whose destination is at that place in the slice.
+    /// An item of `work`, whose destination is at that place in the slice; its
+    /// host is not spread.
     pub fn new(work: &WorkItem, uid: &str, generation: i64, past: ItemPast, destination: usize) -> Self {
         Self {
             namespace: work.key.namespace.to_string(),
@@ -166,6 +182,7 @@ impl SliceItem {
             on_reject: work.on_reject,
             on_uid_change: work.on_uid_change,
             source_address: work.source_address,
+            factor: 1,
             past,
         }
     }
@@ -192,7 +209,8 @@ impl SliceItem {
             on_uid_change: self.on_uid_change,
             source_address: self.source_address,
         };
-        Ok(Sliced { item, uid: self.uid, generation: self.generation, past: self.past })
+        let factor = self.factor.max(1);
+        Ok(Sliced { item, uid: self.uid, generation: self.generation, factor, past: self.past })
     }
 }
 
@@ -304,7 +322,7 @@ mod tests {
         let past = ItemPast { last_poll: Some(5), not_before: Some(9), failures: 2 };
         let item = SliceItem::new(&work(), "8d3c", 4, past, 0);
         let read = slice(vec![serde_json::to_value(item).unwrap()]).sliced().unwrap();
-        let wanted = Sliced { item: work(), uid: "8d3c".into(), generation: 4, past };
+        let wanted = Sliced { item: work(), uid: "8d3c".into(), generation: 4, factor: 1, past };
         assert_eq!(read, [Ok(wanted)]);
     }
 

@@ -1,6 +1,7 @@
 //! What the API server says of manifests, and that files are told the same.
 
 mod manifests;
+mod random;
 mod twins;
 
 use std::collections::BTreeSet;

@@ -4,6 +4,7 @@ use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::core::DeserializeGuard;
 use rpop::api::RpopRecord;
 use serde_json::json;
 
@@ -61,4 +62,43 @@ async fn a_server_of_ones_own_stops_comes_back_and_collects_what_is_owned() {
         all.get_opt(&namespace).await.unwrap().is_none().then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crd_is_removed_and_put_back_and_old_objects_are_not_what_they_should_be() {
+    let Some(mut server) = Server::start() else { return };
+    let client = server.client().await;
+    let namespace = namespace(&client).await;
+    let record = |name: &str, account: serde_json::Value| {
+        json!({
+            "apiVersion": "rpop.dev/v1alpha1",
+            "kind": "RpopRecord",
+            "metadata": {"name": name, "namespace": &*namespace},
+            "spec": {
+                "account": account,
+                "remote": {"host": "pop.isp.example", "account": "a77", "passwordSecretRef": {"name": "isp"}},
+            },
+        })
+    };
+    let before = server.requests();
+    server.apply(&record("good", json!("alice@example.com")).to_string()).succeeds();
+    server.store_unchecked("rpoprecords", &record("bad", json!(5)));
+    assert_eq!(server.requests().since(&before).writes("rpoprecords"), 2);
+
+    // One that cannot be read does not hide the others.
+    let guarded: Api<DeserializeGuard<RpopRecord>> = Api::namespaced(client.clone(), &namespace);
+    let listed = guarded.list(&ListParams::default()).await.unwrap();
+    let readable: Vec<bool> = listed.items.iter().map(|item| item.0.is_ok()).collect();
+    assert_eq!(readable, [false, true], "bad, good");
+    // And the schema of today holds again.
+    let refused = server.apply(&record("worse", json!(5)).to_string()).fails();
+    assert!(refused.contains("spec.account"), "{refused}");
+
+    server.remove_crd("rpoprecords");
+    let records: Api<RpopRecord> = Api::namespaced(client.clone(), &namespace);
+    let gone = records.list(&ListParams::default()).await.unwrap_err();
+    assert!(matches!(gone, kube::Error::Api(status) if status.code == 404));
+    server.apply_crds();
+    assert!(records.list(&ListParams::default()).await.unwrap().items.is_empty());
+    server.apply(&record("good", json!("alice@example.com")).to_string()).succeeds();
 }

@@ -3,6 +3,7 @@
 
 pub mod fence;
 pub mod holding;
+pub mod leader;
 pub mod mapping;
 pub mod placement;
 pub mod timing;

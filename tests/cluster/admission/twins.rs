@@ -21,7 +21,8 @@ pub(super) fn told(objects: &[Value]) -> Vec<Broken> {
             object["metadata"]["namespace"] = format!("mail-{at}").into();
         }
         let path = folder.path().join(format!("{at}.yaml"));
-        fs::write(&path, object.to_string()).unwrap();
+        // JSON lets it stand as it is; YAML does not.
+        fs::write(&path, object.to_string().replace('\u{7f}', "\\u007f")).unwrap();
         paths.push(path);
     }
     let (cluster_scoped, records): (Vec<usize>, Vec<usize>) =

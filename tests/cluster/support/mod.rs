@@ -26,8 +26,10 @@
 
 #![allow(dead_code, unused_imports, reason = "each test needs some of these")]
 
+mod crds;
 mod deploy;
 mod kubectl;
+mod metrics;
 mod namespace;
 mod server;
 mod token;
@@ -35,6 +37,7 @@ mod tools;
 
 pub use deploy::{SYSTEM, project};
 pub use kubectl::Answer;
+pub use metrics::Requests;
 pub use namespace::{namespace, with_namespace};
 pub use server::{ControllerManager, Options, Server};
 pub use token::Identity;

@@ -185,20 +185,6 @@ impl Server {
         self.tools.join(name)
     }
 
-    /// Applies `crds/` and waits until the API server serves them.
-    pub fn apply_crds(&self) {
-        let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
-        let crds = crds.to_str().expect("a path in UTF-8");
-        self.kubectl(&["apply", "--server-side", "-f", crds]).succeeds();
-        self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "-f", crds]).succeeds();
-        // Established is said a moment before the resources are served.
-        wait_for("the resources to be served", START, || {
-            let found =
-                self.kubectl(&["api-resources", "--api-group=rpop.dev", "--no-headers", "-o", "name"]);
-            (found.stdout.lines().count() == 5).then_some(())
-        });
-    }
-
     fn credentials(&self) {
         let authority = Authority::new();
         fs::write(&self.ca, &authority.pem).expect("the authority is written");
