@@ -18,7 +18,13 @@
 )]
 
 mod admission;
+mod chaos;
 mod fixture;
+mod ledger;
+mod install;
+mod lease;
 #[path = "../it/support/mod.rs"]
 mod parts;
+mod policies;
 mod support;
+mod worker;
