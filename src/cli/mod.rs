@@ -1,6 +1,7 @@
 //! The command line.
 
 mod check;
+mod cluster;
 mod process;
 mod progress;
 mod run;
@@ -51,6 +52,8 @@ enum Command {
     Check(Check),
     /// Show how each record is doing
     Status(Status),
+    /// In a cluster: take a share of the records, poll and deliver
+    Worker(cluster::Process),
     /// Print the CustomResourceDefinitions, for kubectl apply -f -
     Crds,
     /// Print a completion script for a shell
@@ -222,6 +225,7 @@ fn dispatch(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(arguments) => block_on(run::run(arguments)),
         Command::Check(arguments) => block_on(check::check(arguments)),
         Command::Status(arguments) => status::status(&arguments),
+        Command::Worker(arguments) => block_on(cluster::run(cluster::Part::Worker, arguments)),
     }
     .into()
 }

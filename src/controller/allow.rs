@@ -78,7 +78,10 @@ mod tests {
     #[test]
     fn a_pair_admits_a_namespace_only_with_its_own_accounts() {
         let pair = AccountsFor {
-            namespaces: LabelSelector { match_labels: Some(labels(&[("team", "a")])), match_expressions: None },
+            namespaces: LabelSelector {
+                match_labels: Some(labels(&[("team", "a")])),
+                match_expressions: None,
+            },
             accounts: vec!["alice".into()],
         };
         let allow = Allow::new(&pair).unwrap();

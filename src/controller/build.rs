@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::index::{Maildrop, Record};
 use super::validate::ValidatedRecord;
-use crate::api::checks::Claim;
 use crate::api::ItemPast;
+use crate::api::checks::Claim;
 use crate::domain::work::WorkItem;
 
 /// An accepted record, ready to be placed; only this can be applied.

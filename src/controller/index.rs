@@ -180,8 +180,7 @@ impl View {
             self.by_domain.entry(Arc::clone(domain)).or_default().insert(key.clone());
         }
         self.by_namespace.entry(Arc::clone(&key.namespace)).or_default().insert(key.clone());
-        let record =
-            Record { uid, version, generation, deleting, spec, shown, told: None, domain, maildrop };
+        let record = Record { uid, version, generation, deleting, spec, shown, told: None, domain, maildrop };
         self.records.insert(key.clone(), record);
         self.gone.remove(&key);
         self.dirty.insert(key);
@@ -510,9 +509,8 @@ impl View {
         by_age.sort_by(|(a, x), (b, y)| (&x.created, a).cmp(&(&y.created, b)));
         for (name, domain) in by_age {
             for alias in &domain.aliases {
-                let owner = names
-                    .entry(Arc::clone(alias))
-                    .or_insert_with(|| (Arc::clone(name), domain.revision));
+                let owner =
+                    names.entry(Arc::clone(alias)).or_insert_with(|| (Arc::clone(name), domain.revision));
                 if owner.0 != *name || self.names.get(alias).is_none_or(|(before, _)| before != name) {
                     self.dirty_domains.insert(Arc::clone(name));
                 }

@@ -133,7 +133,13 @@ fn allow_decides_by_the_labels_of_the_namespace_and_the_account() {
     let looked = one(&mut view, "team-a", "r");
     let (reason, message) = refused(&looked);
     assert_eq!(reason, Code::NotAllowed);
-    for part in ["namespace team-a", "alice@example.com", "RpopDomain example.com", "allow: [{namespaces:", "accounts: [\"alice\"]"] {
+    for part in [
+        "namespace team-a",
+        "alice@example.com",
+        "RpopDomain example.com",
+        "allow: [{namespaces:",
+        "accounts: [\"alice\"]",
+    ] {
         assert!(message.contains(part), "{part}: {message}");
     }
     domain(&mut view, "example.com", 2, &pair(&["bob", "ali*"]));
@@ -184,7 +190,10 @@ fn what_cannot_be_done_is_refused_with_what_to_write() {
     let mut view = view();
     domain(&mut view, "example.com", 1, &json!({}));
     for (more, parts) in [
-        (json!({"mailbox": "Archive"}), ["spec.mailbox: mailbox needs delivery.lmtp", "RpopDomain example.com"]),
+        (
+            json!({"mailbox": "Archive"}),
+            ["spec.mailbox: mailbox needs delivery.lmtp", "RpopDomain example.com"],
+        ),
         (json!({"special": "*"}), ["spec.special", "not supported by this version yet"]),
         (json!({"pollEvery": "often"}), ["cannot be read by this version", "duration"]),
     ] {
@@ -285,9 +294,15 @@ fn an_alias_belongs_to_the_oldest_domain_and_a_name_to_its_own() {
     let to = |name| &*prepared(&all[&key("rpop-system", name)]).item.destination.domain;
     assert_eq!((to("r"), to("s")), ("a.example", "b.example"));
     let domain = view.domain_named("b.example").unwrap();
-    assert_eq!(view.taken_aliases("b.example", domain), ["shared.example belongs to RpopDomain a.example already"]);
+    assert_eq!(
+        view.taken_aliases("b.example", domain),
+        ["shared.example belongs to RpopDomain a.example already"]
+    );
     let domain = view.domain_named("a.example").unwrap();
-    assert_eq!(view.taken_aliases("a.example", domain), ["b.example belongs to RpopDomain b.example already"]);
+    assert_eq!(
+        view.taken_aliases("a.example", domain),
+        ["b.example belongs to RpopDomain b.example already"]
+    );
 }
 
 #[test]

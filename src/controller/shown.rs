@@ -60,12 +60,7 @@ impl Shown {
     /// That of anything else.
     pub(super) fn of_conditions(generation: Option<i64>, conditions: &[Condition]) -> Self {
         let find = |kind: &str| conditions.iter().find(|one| one.type_ == kind).map(Said::of);
-        Self {
-            accepted: find("Accepted"),
-            ready: find("Ready"),
-            generation,
-            ..Self::default()
-        }
+        Self { accepted: find("Accepted"), ready: find("Ready"), generation, ..Self::default() }
     }
 
     /// Whether both say the same where it is ours to say.

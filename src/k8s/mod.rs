@@ -5,5 +5,6 @@ mod election;
 pub mod error;
 pub mod events;
 pub mod lease;
+pub mod ledger;
 pub mod secrets;
 pub mod status;

@@ -18,8 +18,13 @@
 )]
 
 mod admission;
+mod chaos;
 mod fixture;
+mod install;
 mod lease;
+mod ledger;
 #[path = "../it/support/mod.rs"]
 mod parts;
+mod policies;
 mod support;
+mod worker;

@@ -91,9 +91,10 @@ impl From<kube::Error> for Trouble {
             | kube::Error::FromUtf8(_)
             | kube::Error::ReadEvents(_)
             | kube::Error::HttpError(_)
-            | kube::Error::Auth(_) => {
-                Self::Passing { text: format!("the API server cannot be asked: {}", chain(&error)), after: None }
-            }
+            | kube::Error::Auth(_) => Self::Passing {
+                text: format!("the API server cannot be asked: {}", chain(&error)),
+                after: None,
+            },
             other => Self::Refused(shown(chain(&other))),
         }
     }
@@ -155,7 +156,9 @@ impl Tries {
         let deadline = self.until.min(Instant::now() + self.patience.request);
         match timeout_at(deadline, request).await {
             Ok(answer) => Ok(answer?),
-            Err(_) => Err(Trouble::Passing { text: "the API server does not answer".to_owned(), after: None }),
+            Err(_) => {
+                Err(Trouble::Passing { text: "the API server does not answer".to_owned(), after: None })
+            }
         }
     }
 
@@ -203,8 +206,6 @@ pub(super) fn random() -> u64 {
 mod tests {
     use std::future::ready;
 
-    use kube::core::response::{StatusCause, StatusDetails};
-
     use super::*;
 
     fn api(code: u16, reason: &str, message: &str) -> kube::Error {
@@ -223,11 +224,13 @@ mod tests {
         }
         let quota = Trouble::from(api(403, "Forbidden", "exceeded quota: small, requested: configmaps=1"));
         assert!(matches!(quota.of("x"), LedgerError::Full(text) if text.contains("quota: small")));
-        let cause = StatusCause { reason: "NamespaceTerminating".into(), message: String::new(), field: String::new() };
-        let details = StatusDetails { causes: vec![cause], ..StatusDetails::default() };
+        let details = serde_json::json!({"causes": [{"reason": "NamespaceTerminating"}]});
+        let details = serde_json::from_value(details).unwrap();
         let status = Status::failure("m", "Forbidden").with_code(403).with_details(details);
         let error = Trouble::from(kube::Error::Api(status.boxed())).of("ConfigMap a/b");
-        assert!(matches!(error, LedgerError::Unavailable(text) if text.contains("namespace is being deleted")));
+        assert!(
+            matches!(error, LedgerError::Unavailable(text) if text.contains("namespace is being deleted"))
+        );
     }
 
     #[tokio::test(start_paused = true)]

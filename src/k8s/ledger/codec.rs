@@ -174,11 +174,14 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
 }
 
 fn put_number(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push((number & 0x7f) as u8 | 0x80);
+    loop {
+        let [low, ..] = number.to_le_bytes();
         number >>= 7;
+        if number == 0 {
+            return out.push(low);
+        }
+        out.push(low | 0x80);
     }
-    out.push(number as u8);
 }
 
 fn put_signed(out: &mut Vec<u8>, number: i64) {
@@ -407,7 +410,16 @@ impl Head {
         self.chunks().map(|chunk| u64::from(chunk.groups)).sum::<u64>() + self.fresh.len() as u64
     }
 
+    /// Octets of [`Self::encode`].
+    pub(super) fn size(&self) -> usize {
+        self.unsealed().len() + CHECKSUM
+    }
+
     pub(super) fn encode(&self) -> (Vec<u8>, Seal) {
+        seal(self.unsealed())
+    }
+
+    fn unsealed(&self) -> Vec<u8> {
         let mut out = begin(b'H', 1024);
         out.extend(self.salt);
         out.extend(self.nonce.to_be_bytes());
@@ -427,7 +439,7 @@ impl Head {
             out.extend(name.0);
         }
         put_groups(&mut out, self.fresh.iter().map(|(hash, body)| (*hash, &**body)));
-        seal(out)
+        out
     }
 
     pub(super) fn decode(octets: &[u8]) -> Result<(Self, Seal), Flaw> {
@@ -527,4 +539,18 @@ pub(super) fn unpack<'a>(
         return Err(Flaw::Malformed("it holds another number of UIDs than the head says"));
     }
     reader.end()
+}
+
+/// An object with any payload, for tests.
+#[cfg(test)]
+pub(super) fn sealed(kind: u8, payload: &[u8]) -> (Vec<u8>, Seal) {
+    let mut out = begin(kind, payload.len());
+    out.extend(payload);
+    seal(out)
+}
+
+/// With a checksum of its own, for tests.
+#[cfg(test)]
+pub(super) fn resealed(octets: Vec<u8>) -> (Vec<u8>, Seal) {
+    seal(octets)
 }

@@ -48,7 +48,10 @@ impl Bounds {
         if messages + wanted <= most {
             return Ok(());
         }
-        Err(full(place, &format!("holds {messages} messages, {wanted} more are there, and the limit is {most}")))
+        Err(full(
+            place,
+            &format!("holds {messages} messages, {wanted} more are there, and the limit is {most}"),
+        ))
     }
 }
 
@@ -78,7 +81,8 @@ pub(super) struct Merge {
 /// so there are few runs, and nothing is written anew often. All of them when
 /// dead groups outnumber the live ones, or room is short.
 pub(super) fn merge(head: &Head, live: u64, bounds: &Bounds) -> Merge {
-    let mut newer: u64 = head.fresh.values().map(|body| body.len() as u64 + 8).sum();
+    // What a chunk has beside its groups is as good as some of them.
+    let mut newer: u64 = 64 + head.fresh.values().map(|body| body.len() as u64 + 8).sum::<u64>();
     let dead = head.groups().saturating_sub(live);
     let short = head.octets() + newer > bounds.full || head.chunks().count() > MOST_CHUNKS / 2;
     let all = dead > live + FEW_DEAD || (short && dead > live / 10);
@@ -116,7 +120,9 @@ pub(super) fn fold(
 ) -> Result<Fold, LedgerError> {
     let mut groups = BTreeMap::new();
     for (name, octets) in merge.chunks.iter().zip(olds) {
-        let each = |hash, body, _| drop(groups.insert(hash, body));
+        let each = |hash, body, _| {
+            groups.insert(hash, body);
+        };
         unpack(octets.as_ref(), name, head.salt, each)
             .map_err(|flaw: Flaw| place.flawed(&place.chunk(name.seal), flaw))?;
     }
@@ -138,7 +144,9 @@ pub(super) fn fold(
     }
     if (grows && octets > bounds.full) || octets > MOST_OCTETS_READ || count > MOST_CHUNKS {
         let most = bounds.full;
-        return Err(full(place, &format!("would have {octets} octets and the limit is {most}")));
+        let why =
+            format!("would have {octets} octets in {count} chunks, and the limit is {most} in {MOST_CHUNKS}");
+        return Err(full(place, &why));
     }
     Ok(Fold { chunks, head })
 }

@@ -136,9 +136,9 @@ impl ConfigMapLedgers {
     }
 
     async fn load(&self, key: &RecordKey) -> Result<Ledger, LedgerError> {
-        let (mut known, mut work) = self.begin(key).await?;
-        let before = std::mem::take(&mut *known);
-        let (mut ledger, after) = work.load(before).await?;
+        let (mut known, place, owner) = self.begin(key).await?;
+        let mut work = Work::new(&self.inner, place, owner);
+        let (mut ledger, after) = work.load(std::mem::take(&mut *known)).await?;
         ledger.set_mark(after.mark());
         *known = after;
         Ok(ledger)
@@ -159,10 +159,9 @@ impl ConfigMapLedgers {
     ) -> Result<(), LedgerError> {
         let groups = changed(ledger, &changes);
         if !groups.is_empty() {
-            let is_new = |(hash, body): (&u64, &Box<[u8]>)| {
-                !Group::is_forgotten(body) && ledger.entries(*hash).next().is_none()
-            };
-            let (grows, live) = (groups.iter().any(is_new), (ledger.len() + groups.len()) as u64);
+            let known = |hash: u64| ledger.entries(hash).next().is_some();
+            let grows = groups.iter().any(|(hash, body)| !Group::is_forgotten(body) && !known(*hash));
+            let live = (ledger.len() + groups.len()) as u64;
             let batch = Some(Batch { groups, live, grows });
             let task = Task { mark: ledger.mark(), salt: ledger.salt(), batch };
             ledger.set_mark(self.detached(key, task).await?);
@@ -175,27 +174,31 @@ impl ConfigMapLedgers {
 
     /// Writes to its end, whether or not anybody waits for it.
     async fn detached(&self, key: &RecordKey, task: Task) -> Result<Mark, LedgerError> {
-        let (this, key) = (self.clone(), key.clone());
+        // Here, so that what comes after it waits, however soon that is.
+        let (mut known, place, owner) = self.begin(key).await?;
+        let inner = Arc::clone(&self.inner);
         let running = tokio::spawn(async move {
-            let (mut known, mut work) = this.begin(&key).await?;
+            let mut work = Work::new(&inner, place, owner);
             let after = work.write(std::mem::take(&mut *known), task).await?;
             let mark = after.mark();
             *known = after;
             Ok(mark)
         });
-        running.await.map_err(|error| LedgerError::Unavailable(format!("the ledger's task failed: {error}")))?
+        running
+            .await
+            .map_err(|error| LedgerError::Unavailable(format!("the ledger's task failed: {error}")))?
     }
 
     /// Waits until nothing else is done with a record's ledger. What is known
     /// of it is to be taken out, and put back only if all went well.
-    async fn begin(&self, key: &RecordKey) -> Result<(OwnedMutexGuard<Known>, Work<'_>), LedgerError> {
+    async fn begin(&self, key: &RecordKey) -> Result<(OwnedMutexGuard<Known>, Place, Owner), LedgerError> {
         let place = Place::of(key)?;
         let known = self.inner.turn(key).lock_owned().await;
         let owner = self.inner.holdings.owner(key).ok_or_else(|| {
             let text = format!("{}: this worker does not hold the record", place.shown(&place.head));
             LedgerError::Conflict(text)
         })?;
-        Ok((known, Work::new(&self.inner, place, owner)))
+        Ok((known, place, owner))
     }
 }
 

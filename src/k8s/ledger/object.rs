@@ -86,8 +86,11 @@ impl Place {
     }
 
     fn labels(&self) -> BTreeMap<String, String> {
-        let pairs =
-            [("app.kubernetes.io/managed-by", "rpop"), ("app.kubernetes.io/part-of", "rpop"), (LEDGER, &self.label)];
+        let pairs = [
+            ("app.kubernetes.io/managed-by", "rpop"),
+            ("app.kubernetes.io/part-of", "rpop"),
+            (LEDGER, &self.label),
+        ];
         pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
     }
 
@@ -113,19 +116,24 @@ impl Place {
     /// The object of a chunk. Its owner is the head, so that whatever becomes
     /// of that one becomes of all.
     pub(super) fn new_chunk(&self, chunk: &Chunk, head_uid: &str) -> ConfigMap {
-        let owner = OwnerReference {
-            api_version: "v1".to_owned(),
-            kind: "ConfigMap".to_owned(),
-            name: self.head.clone(),
-            uid: head_uid.to_owned(),
-            ..OwnerReference::default()
-        };
+        let owner = self.head_as_owner(head_uid);
         let data = (CHUNK_KEY.to_owned(), ByteString(chunk.octets.clone()));
         ConfigMap {
             metadata: self.meta(self.chunk(chunk.name.seal), Some(owner)),
             binary_data: Some(BTreeMap::from([data])),
             immutable: Some(true),
             ..ConfigMap::default()
+        }
+    }
+
+    /// The head as the owner of its chunks.
+    pub(super) fn head_as_owner(&self, uid: &str) -> OwnerReference {
+        OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "ConfigMap".to_owned(),
+            name: self.head.clone(),
+            uid: uid.to_owned(),
+            ..OwnerReference::default()
         }
     }
 

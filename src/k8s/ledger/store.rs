@@ -25,7 +25,7 @@ use crate::engine::ports::LedgerError;
 /// As whom we write.
 const MANAGER: &str = "rpop-worker";
 /// A record's annotations are looked at again after so long.
-const RECORD_FRESH: Duration = Duration::from_secs(600);
+const RECORD_FRESH: Duration = Duration::from_mins(10);
 /// Chunks that are read at once.
 const PARALLEL: usize = 4;
 /// Changes of others to metadata that one write gives way to.
@@ -138,7 +138,7 @@ impl<'a> Work<'a> {
     async fn read(&self, head: &Head) -> Result<Ledger, Unread> {
         let names: Vec<ChunkRef> = head.chunks().copied().collect();
         let chunks: Vec<Arc<[u8]>> =
-            stream::iter(names.iter()).map(|name| self.chunk(name)).buffered(PARALLEL).try_collect().await?;
+            stream::iter(names.clone()).map(|name| self.chunk(name)).buffered(PARALLEL).try_collect().await?;
         let mut ledger = Ledger::new(head.salt);
         for (name, octets) in names.iter().zip(&chunks) {
             let each = |hash, _: &[u8], group: Group| {
@@ -157,7 +157,7 @@ impl<'a> Work<'a> {
         Ok(ledger)
     }
 
-    async fn chunk(&self, chunk: &ChunkRef) -> Result<Arc<[u8]>, Unread> {
+    async fn chunk(&self, chunk: ChunkRef) -> Result<Arc<[u8]>, Unread> {
         if let Some(octets) = self.inner.chunks.get(chunk.seal) {
             return Ok(octets);
         }
@@ -221,7 +221,9 @@ impl<'a> Work<'a> {
         if meta.uid.as_deref() == Some(&self.owner.uid) {
             Ok(meta)
         } else {
-            Err(LedgerError::Conflict(format!("{shown} was deleted and made anew since this worker heard of it")))
+            Err(LedgerError::Conflict(format!(
+                "{shown} was deleted and made anew since this worker heard of it"
+            )))
         }
     }
 
@@ -256,10 +258,27 @@ impl<'a> Work<'a> {
             Ok(object) => {
                 seen.stored.version = object.metadata.resource_version.unwrap_or_default();
                 info!(ledger = %self.shown(), kept = !owned, "the owner of the ledger is set");
+                if owned {
+                    self.own_chunks(&seen.stored).await;
+                }
             }
             // It is tried again at the next poll.
             Err(trouble) => {
                 warn!(ledger = %self.shown(), kept = !owned, error = trouble.text(), "its owner cannot be set");
+            }
+        }
+    }
+
+    /// Chunks are owned by their head. Those that were put back from a backup
+    /// have lost it, or its owner.
+    async fn own_chunks(&self, stored: &Stored) {
+        let patch = json!({"metadata": {"ownerReferences": [self.place.head_as_owner(&stored.uid)]}});
+        let (patch, manager) = (Patch::Merge(&patch), manager());
+        for chunk in stored.head.chunks() {
+            let name = self.place.chunk(chunk.seal);
+            let request = self.maps.patch_metadata(&name, &manager, &patch);
+            if let Err(trouble) = self.tries.once(request).await {
+                debug!(chunk = name, error = trouble.text(), "its owner cannot be set");
             }
         }
     }
@@ -290,7 +309,7 @@ impl<'a> Work<'a> {
         let Some(system) = &self.inner.system else { return Ok(false) };
         let shards: Api<RpopShard> = Api::namespaced(self.inner.client.clone(), system);
         let name = self.owner.shard.to_string();
-        let shard = self.tries.again(|| shards.get_status(&name)).await;
+        let shard = self.tries.again(|| shards.get(&name)).await;
         let shard = match shard {
             Ok(shard) => shard,
             Err(Trouble::Missing(_)) => return Ok(false),
@@ -360,7 +379,7 @@ impl<'a> Work<'a> {
         if let Some(batch) = task.batch {
             head.fresh.clone_from(&batch.groups);
             head.fresh.retain(|_, body| !Group::is_forgotten(body));
-            if head.encode().0.len() > self.inner.bounds.head {
+            if head.size() > self.inner.bounds.head {
                 head.fresh.clear();
                 later = Some(batch);
             }
@@ -388,7 +407,11 @@ impl<'a> Work<'a> {
                     let found = self.get(&self.place.head.clone()).await?;
                     let found = found.ok_or_else(|| self.conflict("it comes and goes"))?;
                     let stored = self.place.read_head(&found)?;
-                    return if stored.seal == seal { Ok(stored) } else { Err(self.conflict(&written_by(&stored.head))) };
+                    return if stored.seal == seal {
+                        Ok(stored)
+                    } else {
+                        Err(self.conflict(&written_by(&stored.head)))
+                    };
                 }
                 Err(trouble) => self.pause(trouble, "cannot be made").await?,
             }
@@ -405,7 +428,7 @@ impl<'a> Work<'a> {
                 head.fresh.insert(hash, body);
             }
         }
-        if head.encode().0.len() <= self.inner.bounds.head {
+        if head.size() <= self.inner.bounds.head {
             return self.swap(seen, head).await;
         }
         self.fold(seen, &head, batch.live, batch.grows).await
@@ -414,20 +437,28 @@ impl<'a> Work<'a> {
     /// Writes the latest groups into chunks. The head says first which ones
     /// there will be: should we end before it names them as its own, the next
     /// holder knows what to remove.
-    async fn fold(&mut self, mut seen: Seen, head: &Head, live: u64, grows: bool) -> Result<Seen, LedgerError> {
+    async fn fold(
+        &mut self,
+        mut seen: Seen,
+        head: &Head,
+        live: u64,
+        grows: bool,
+    ) -> Result<Seen, LedgerError> {
         let merge = fold::merge(head, live, &self.inner.bounds);
         let mut olds = Vec::with_capacity(merge.chunks.len());
         for name in &merge.chunks {
-            olds.push(self.chunk(name).await.map_err(|unread| match unread {
+            olds.push(self.chunk(*name).await.map_err(|unread| match unread {
                 Unread::Missing(name) => self.place.damaged(&name, "it is missing"),
                 Unread::Failed(error) => error,
             })?);
         }
-        let Fold { chunks, head } = fold::fold(&self.place, &self.inner.bounds, head, grows, &merge, &olds)?;
+        let Fold { chunks, mut head } =
+            fold::fold(&self.place, &self.inner.bounds, head, grows, &merge, &olds)?;
         if !seen.unswept.is_empty() {
             let same = Head { litter: seen.unswept.clone(), ..seen.stored.head.clone() };
             seen = self.swap(seen, same).await?;
         }
+        head.litter.extend(&seen.unswept);
         let mut announced = Head { litter: seen.unswept.clone(), ..seen.stored.head.clone() };
         announced.litter.extend(chunks.iter().map(|chunk| chunk.name.seal));
         // Nothing of it is litter as long as we go on.
@@ -534,8 +565,7 @@ impl<'a> Work<'a> {
     }
 
     async fn patch(&self, patch: &serde_json::Value) -> Result<ConfigMap, Trouble> {
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        self.tries.once(self.maps.patch(&self.place.head, &params, &Patch::Merge(patch))).await
+        self.tries.once(self.maps.patch(&self.place.head, &manager(), &Patch::Merge(patch))).await
     }
 
     async fn get(&mut self, name: &str) -> Result<Option<ConfigMap>, LedgerError> {
@@ -558,6 +588,10 @@ impl<'a> Work<'a> {
     fn conflict(&self, why: &str) -> LedgerError {
         LedgerError::Conflict(format!("{}: {why}", self.shown()))
     }
+}
+
+fn manager() -> PatchParams {
+    PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() }
 }
 
 fn written_by(head: &Head) -> String {

@@ -27,6 +27,7 @@
 #![allow(dead_code, unused_imports, reason = "each test needs some of these")]
 
 mod crds;
+mod deploy;
 mod kubectl;
 mod metrics;
 mod namespace;
@@ -34,6 +35,7 @@ mod server;
 mod token;
 mod tools;
 
+pub use deploy::{SYSTEM, project};
 pub use kubectl::Answer;
 pub use metrics::Requests;
 pub use namespace::{namespace, with_namespace};
