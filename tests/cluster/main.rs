@@ -22,6 +22,7 @@ mod chaos;
 mod fixture;
 mod ledger;
 mod install;
+mod lease;
 #[path = "../it/support/mod.rs"]
 mod parts;
 mod policies;

@@ -85,20 +85,6 @@ impl Scale {
     }
 }
 
-/// The factor by which a host's records were placed, told from where they are:
-/// the one that explains most of them, and the least of such. `None` where
-/// there are none. The slices themselves thus remember it.
-pub fn recall(host: u64, placed: &[(u64, ShardId)], shards: u16) -> Option<u32> {
-    let explained =
-        |factor: u32| placed.iter().filter(|(uid, at)| shard(host, *uid, factor, shards) == *at).count();
-    let factors =
-        (0..16).map(|power| 1_u32 << power).take_while(|factor| *factor <= u32::from(shards.max(1)));
-    let best = factors.map(|factor| (explained(factor), factor));
-    best.filter(|(count, _)| *count > 0)
-        .max_by(|(a, x), (b, y)| a.cmp(b).then(y.cmp(x)))
-        .map(|(_, factor)| factor)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -159,22 +145,6 @@ mod tests {
         let (before, after) = (spread(host, 10_000, 8), spread(host, 10_000, 16));
         let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
         assert!((4_700..5_300).contains(&moved), "{moved}");
-    }
-
-    #[test]
-    fn where_records_are_tells_how_their_host_is_split() {
-        let host = host_hash("outlook.example", 995);
-        for factor in [1, 2, 16, 256] {
-            let placed: Vec<_> = uids(1000).map(|uid| (uid, shard(host, uid, factor, 256))).collect();
-            assert_eq!(recall(host, &placed, 256), Some(factor));
-        }
-        assert_eq!(recall(host, &[], 256), None);
-        // Two thirds moved already: the new factor it is.
-        let placed: Vec<_> = uids(999)
-            .enumerate()
-            .map(|(n, uid)| (uid, shard(host, uid, if n % 3 == 0 { 4 } else { 8 }, 256)))
-            .collect();
-        assert_eq!(recall(host, &placed, 256), Some(8));
     }
 
     proptest! {

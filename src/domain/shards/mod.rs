@@ -5,6 +5,7 @@ pub mod fence;
 pub mod holding;
 pub mod leader;
 pub mod mapping;
+pub mod packing;
 pub mod placement;
 pub mod timing;
 
