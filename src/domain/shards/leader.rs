@@ -12,11 +12,18 @@
 //! Everything it knows it has from the objects: a leader that takes over goes
 //! on where the last one stopped, and every write compares and swaps.
 
-use std::collections::BTreeMap;
+mod records;
+mod slices;
+mod workers;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::placement::Why;
+use self::records::Records;
+use self::slices::{Observed, Slices};
+use self::workers::{Workers, is_older};
+use super::placement::{self, Role, View, Why, Worker};
 use super::timing::{Boot, Timing};
 use super::{Incarnation, LeaseHolder, ShardId};
 pub use crate::domain::shards::holding::ShardSeen;
@@ -269,3 +276,413 @@ pub struct Config {
     /// D and R.
     pub timing: Timing,
 }
+
+/// Shards at most that are on their way between two live workers for the sake
+/// of balance.
+const MOST_BALANCING: usize = 8;
+/// Writes at most that are under way.
+const MOST_WRITES: usize = 32;
+/// Without a change of the workers, balance is looked at so often.
+const BALANCE_EVERY: Duration = Duration::from_secs(30);
+/// After a write that met another version, or whose end is not known; doubled
+/// with each failure in a row, up to [`PAUSE_MOST`].
+const PAUSE: Duration = Duration::from_millis(500);
+/// The longest such pause.
+const PAUSE_MOST: Duration = Duration::from_secs(8);
+/// A measured load becomes believed within this time.
+const BELIEVED_AFTER: f64 = 60.0;
+/// A shard without polls weighs so much that those of a worker together weigh
+/// this many sessions: where little is to do, shards are shared out by number.
+const IDLE_WORKER: f64 = 0.25;
+
+struct Shard {
+    seen: ShardSeen,
+    /// When this holder was seen first.
+    held_since: Boot,
+    /// Session-seconds per second, and when that was said.
+    load: Option<(f64, Boot)>,
+}
+
+enum Flight {
+    UnderWay,
+    /// Not again before that, unless the object changes.
+    Paused(Boot),
+}
+
+struct Busy {
+    flight: Flight,
+    failures: u32,
+}
+
+/// The leader; see the module's page. A process that becomes the leader makes
+/// a new one: it tells it all shards, all slices and all records (in any
+/// order), and then begins to read the Leases. Until it has all that it
+/// decides nothing.
+pub struct Leader {
+    config: Config,
+    workers: Workers,
+    records: Records,
+    slices: Slices,
+    shards: BTreeMap<ShardId, Shard>,
+    /// When all shards were told first.
+    shards_told: Option<Boot>,
+    slices_told: bool,
+    records_told: bool,
+    begun: bool,
+    busy: HashMap<Target, Busy>,
+    balanced: Boot,
+    /// The first placement of this leader was made, or not needed.
+    warm: bool,
+}
+
+impl Leader {
+    /// A leader that knows nothing yet.
+    pub fn new(config: Config) -> Self {
+        Self {
+            workers: Workers::new(config.timing),
+            records: Records::new(config.shards),
+            slices: Slices::new(),
+            shards: BTreeMap::new(),
+            shards_told: None,
+            slices_told: false,
+            records_told: false,
+            begun: false,
+            busy: HashMap::new(),
+            balanced: Boot(0),
+            warm: false,
+            config,
+        }
+    }
+
+    /// All Leases are to be read so often; [`Leader::decide`] is to be called
+    /// after each, too.
+    pub fn read_every(&self) -> Duration {
+        Workers::read_every(self.config.timing)
+    }
+
+    /// Hears what was seen. Cheap: a batch is heard before one decision.
+    pub fn hear(&mut self, now: Boot, seen: Seen) {
+        match seen {
+            Seen::Leases { sent, leases } => {
+                self.workers.read_all(now, sent, leases);
+                self.weigh(now);
+            }
+            Seen::Lease(lease) => {
+                self.changed(&Target::Lease(Arc::clone(&lease.name)));
+                self.workers.see(now, lease);
+            }
+            Seen::Shards(all) => {
+                let names: Vec<ShardId> = all.iter().map(|shard| shard.id).collect();
+                self.shards.retain(|id, _| names.contains(id));
+                all.into_iter().for_each(|shard| self.see_shard(now, shard));
+                self.shards_told.get_or_insert(now);
+            }
+            Seen::Shard(shard) => self.see_shard(now, shard),
+            Seen::ShardGone(id) => {
+                self.shards.remove(&id);
+            }
+            Seen::Slices(all) => {
+                self.slices.replace(&mut self.records, all);
+                self.slices_told = true;
+            }
+            Seen::Slice(slice) => {
+                self.changed(&Target::Slice(slice.shard, slice.number));
+                self.slices.see(&mut self.records, slice);
+            }
+            Seen::SliceGone(shard, number) => {
+                self.changed(&Target::Slice(shard, number));
+                self.slices.gone(&mut self.records, (shard, number));
+            }
+            Seen::Records(all) => {
+                self.records.replace(all);
+                self.records_told = true;
+            }
+            Seen::Record(record) => self.records.put(&record),
+            Seen::RecordGone(key) => self.records.remove(&key),
+            Seen::Expected(workers) => self.workers.expect(workers),
+            Seen::Connections(limit) => self.records.limit(limit),
+            Seen::Answered { target, answer } => self.answered(now, target, answer),
+            Seen::Gap => self.workers.gap(now),
+        }
+    }
+
+    /// What to write now. To be called after anything was heard, and every
+    /// [`Leader::read_every`].
+    pub fn decide(&mut self, now: Boot) -> Vec<Decree> {
+        if !self.is_ready() {
+            return Vec::new();
+        }
+        if !std::mem::replace(&mut self.begun, true) {
+            let said = self.slices.said.take().unwrap_or_default();
+            self.records.recall(said);
+        }
+        let mut decrees = self.lead_workers(now);
+        let under_way = self.busy.values().filter(|busy| matches!(busy.flight, Flight::UnderWay)).count();
+        let mut room = MOST_WRITES.saturating_sub(under_way);
+        decrees.truncate(room);
+        room -= decrees.len();
+        let gone = self.gone(now);
+        let shards = self.lead_shards(now, &gone, room);
+        room -= shards.len();
+        decrees.extend(shards);
+        self.settle(&gone);
+        self.records.spread();
+        let (busy, slices) = (&self.busy, &mut self.slices);
+        decrees.extend(slices.decide(&mut self.records, |target| is_busy(busy, target, now), room));
+        for decree in &decrees {
+            let busy =
+                self.busy.entry(decree.target()).or_insert(Busy { flight: Flight::UnderWay, failures: 0 });
+            busy.flight = Flight::UnderWay;
+        }
+        decrees
+    }
+
+    /// The shard that has the record among its slices, and over how many
+    /// shards its host is spread; `None` until it is there.
+    pub fn place_of(&self, record: &RecordKey) -> Option<(ShardId, u32)> {
+        self.records.placed(record)
+    }
+
+    /// Shards that are polled by a live worker, of all there are.
+    pub fn shards_held(&self) -> (usize, usize) {
+        let held = |shard: &&Shard| shard.seen.holder.is_some() && shard.seen.holder == shard.seen.desired;
+        (self.shards.values().filter(held).count(), self.shards.len())
+    }
+
+    fn is_ready(&self) -> bool {
+        // Leases read later than the shards name every worker that these name.
+        self.slices_told
+            && self.records_told
+            && self.shards_told.is_some_and(|told| self.workers.is_read_since(told))
+    }
+
+    fn see_shard(&mut self, now: Boot, seen: ShardSeen) {
+        let before = self.shards.get(&seen.id);
+        let fresh = before.is_none_or(|before| {
+            before.seen.version != seen.version && !is_older(&seen.version, &before.seen.version)
+        });
+        if !fresh {
+            return;
+        }
+        let same = before.is_some_and(|before| before.seen.holder == seen.holder);
+        let held_since = before.filter(|_| same).map_or(now, |before| before.held_since);
+        let load = before.and_then(|before| before.load);
+        self.changed(&Target::Shard(seen.id));
+        self.shards.insert(seen.id, Shard { seen, held_since, load });
+    }
+
+    /// The object is another than it was: what failed may go well now.
+    fn changed(&mut self, target: &Target) {
+        if let Some(Busy { flight: Flight::Paused(_), .. }) = self.busy.get(target) {
+            self.busy.remove(target);
+        }
+    }
+
+    fn answered(&mut self, now: Boot, target: Target, answer: Answer) {
+        let failures = self.busy.get(&target).map_or(0, |busy| busy.failures);
+        match answer {
+            Answer::Done => {
+                self.busy.remove(&target);
+                if let Target::Slice(shard, number) = target {
+                    self.slices.done(&mut self.records, (shard, number));
+                }
+                return;
+            }
+            Answer::Conflict => {}
+            Answer::Failed => self.workers.gap(now),
+        }
+        let pause = (PAUSE * 2_u32.saturating_pow(failures.min(8))).min(PAUSE_MOST);
+        let flight = Flight::Paused(now.after(pause));
+        self.busy.insert(target, Busy { flight, failures: failures + 1 });
+    }
+
+    /// The holders that can act no more.
+    fn gone(&mut self, now: Boot) -> HashMap<Incarnation, bool> {
+        let mut gone: HashMap<Incarnation, bool> = HashMap::new();
+        for shard in self.shards.values() {
+            if let Some(holder) = &shard.seen.holder {
+                let is_gone = self.workers.is_gone(now, holder, shard.held_since);
+                // Once is enough: it never returns.
+                *gone.entry(holder.clone()).or_default() |= is_gone;
+            }
+        }
+        gone
+    }
+
+    fn settle(&mut self, gone: &HashMap<Incarnation, bool>) {
+        let shards = &self.shards;
+        self.slices.settle(&mut self.records, |shard, slice| {
+            // A shard that is not known may have a holder.
+            let Some(shard) = shards.get(&shard) else { return Observed::Nothing };
+            match &shard.seen.holder {
+                None => Observed::NoHolder,
+                Some(holder) if gone.get(holder) == Some(&true) => Observed::NoHolder,
+                Some(_) => shard
+                    .seen
+                    .observed
+                    .get(slice)
+                    .map_or(Observed::Nothing, |seen| Observed::Generation(*seen)),
+            }
+        });
+    }
+
+    fn lead_workers(&mut self, now: Boot) -> Vec<Decree> {
+        let named = |worker: &Incarnation| {
+            self.shards.values().any(|shard| {
+                shard.seen.holder.as_ref() == Some(worker) || shard.seen.desired.as_ref() == Some(worker)
+            })
+        };
+        let steals = self.workers.dead(now).into_iter().map(|(lease, worker)| Decree::StealLease {
+            name: Arc::clone(&lease.name),
+            version: lease.version.clone(),
+            worker: worker.clone(),
+        });
+        let obsolete = self.workers.obsolete().into_iter().filter(|lease| match &lease.holder {
+            LeaseHolder::Stolen(worker) | LeaseHolder::Worker(worker) => !named(worker),
+            LeaseHolder::Nobody => true,
+        });
+        let deletions = obsolete.map(|lease| Decree::DeleteLease {
+            name: Arc::clone(&lease.name),
+            version: lease.version.clone(),
+        });
+        steals.chain(deletions).filter(|decree| !is_busy(&self.busy, &decree.target(), now)).collect()
+    }
+
+    /// Takes in what workers say of their shards.
+    fn weigh(&mut self, now: Boot) {
+        for (lease, worker) in self.workers.loads() {
+            for (id, load) in &lease.load {
+                let Some(shard) = self.shards.get_mut(id) else { continue };
+                if shard.seen.holder.as_ref() != Some(worker) || !load.is_finite() {
+                    continue;
+                }
+                let said = f64::from(load.clamp(0.0, 1e6));
+                let load = shard.load.map_or(said, |(before, at)| {
+                    let part = 1.0 - (-now.since(at).as_secs_f64() / BELIEVED_AFTER).exp();
+                    before + (said - before) * part
+                });
+                shard.load = Some((load, now));
+            }
+        }
+    }
+
+    fn view(&self, workers: Vec<Worker>, gone: &HashMap<Incarnation, bool>) -> View {
+        // Where nothing is measured yet, records are: as long as those that
+        // are measured.
+        let (mut measured, mut estimated) = (0.0, 0.0);
+        for (id, shard) in &self.shards {
+            if let Some((load, _)) = shard.load {
+                measured += load;
+                estimated += self.records.rate(*id);
+            }
+        }
+        let ratio = if estimated > 0.0 { (measured / estimated).clamp(0.01, 100.0) } else { 1.0 };
+        let idle = IDLE_WORKER * workers.len() as f64 / self.shards.len().max(1) as f64;
+        let places: HashMap<&Incarnation, usize> =
+            workers.iter().enumerate().map(|(n, worker)| (&worker.name, n)).collect();
+        let at =
+            |worker: &Option<Incarnation>| worker.as_ref().and_then(|worker| places.get(worker).copied());
+        let shards = self.shards.iter().map(|(id, shard)| {
+            let load = shard.load.map_or_else(|| self.records.rate(*id) * ratio, |(load, _)| load) + idle;
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let load = (load * 1e6) as u64;
+            let holder =
+                shard.seen.holder.as_ref().filter(|holder| gone.get(*holder) != Some(&true)).cloned();
+            placement::Shard { id: *id, load, at: at(&shard.seen.desired).or_else(|| at(&holder)) }
+        });
+        View { shards: shards.collect(), workers }
+    }
+
+    fn lead_shards(&mut self, now: Boot, gone: &HashMap<Incarnation, bool>, room: usize) -> Vec<Decree> {
+        let mut decrees: Vec<Decree> = (0..self.config.shards)
+            .map(ShardId)
+            .filter(|id| !self.shards.contains_key(id) && !is_busy(&self.busy, &Target::Shard(*id), now))
+            .map(Decree::CreateShard)
+            .take(room)
+            .collect();
+        let view = self.view(self.workers.alive(now), gone);
+        let targets = self.targets(now, &view);
+        for (id, shard) in &self.shards {
+            if decrees.len() >= room {
+                break;
+            }
+            if is_busy(&self.busy, &Target::Shard(*id), now) {
+                continue;
+            }
+            let (target, why) = targets.get(id).map_or((None, None), |(to, why)| (Some(*to), *why));
+            let target = target.map(|to| &view.workers[to]);
+            let seen = &shard.seen;
+            let slices = self.slices.count(*id);
+            // Where there is nobody, whoever was wanted stays wanted.
+            let desired = target.map(|worker| &worker.name).or(seen.desired.as_ref());
+            if desired != seen.desired.as_ref() || slices != seen.slices {
+                decrees.push(Decree::SetDesired {
+                    shard: *id,
+                    version: seen.version.clone(),
+                    desired: desired.cloned(),
+                    slices,
+                    why: why.filter(|_| desired != seen.desired.as_ref()),
+                });
+                continue;
+            }
+            let free = seen.holder.as_ref().is_none_or(|holder| gone.get(holder) == Some(&true));
+            if let Some(worker) = target.filter(|worker| free && worker.role != Role::Leaves) {
+                decrees.push(Decree::GiveAway {
+                    shard: *id,
+                    version: seen.version.clone(),
+                    holder: worker.name.clone(),
+                    epoch: seen.epoch + 1,
+                });
+            }
+        }
+        decrees
+    }
+
+    /// The worker of each shard, as a place in the view, and why, where that
+    /// is another one than is wanted now.
+    fn targets(&mut self, now: Boot, view: &View) -> BTreeMap<ShardId, (usize, Option<Why>)> {
+        let stays = view.shards.iter().filter_map(|shard| Some((shard.id, (shard.at?, None))));
+        let mut targets: BTreeMap<ShardId, (usize, Option<Why>)> = stays.collect();
+        let takers = view.workers.iter().filter(|worker| worker.role == Role::Takes).count();
+        self.warm |= !targets.is_empty();
+        if !self.warm && self.workers.awaits_more(now, takers) {
+            return targets;
+        }
+        self.warm |= takers > 0;
+        let may_balance = self.workers.changed || now.since(self.balanced) >= BALANCE_EVERY;
+        let on_the_way = self
+            .shards
+            .values()
+            .filter(|shard| shard.seen.holder.is_some() && shard.seen.holder != shard.seen.desired)
+            .count();
+        let mut room = if may_balance { MOST_BALANCING.saturating_sub(on_the_way) } else { 0 };
+        let moves = placement::plan(view);
+        let balancing = moves.iter().filter(|step| step.why == Why::Balance).count();
+        for step in moves {
+            if step.why == Why::Balance {
+                if room == 0 {
+                    continue;
+                }
+                room -= 1;
+            }
+            targets.insert(step.shard, (step.to, Some(step.why)));
+        }
+        if may_balance && balancing == 0 {
+            // In balance: from now on it is looked at now and then.
+            self.workers.changed = false;
+            self.balanced = now;
+        }
+        targets
+    }
+}
+
+fn is_busy(busy: &HashMap<Target, Busy>, target: &Target, now: Boot) -> bool {
+    busy.get(target).is_some_and(|busy| match busy.flight {
+        Flight::UnderWay => true,
+        Flight::Paused(until) => now < until,
+    })
+}
+
+#[cfg(test)]
+#[path = "leader_tests.rs"]
+mod tests;
