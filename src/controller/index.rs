@@ -456,6 +456,16 @@ impl View {
         }
     }
 
+    /// Whether no record waits to be looked at.
+    pub(super) fn all_looked_at(&self) -> bool {
+        self.dirty.is_empty() && !self.names_stale
+    }
+
+    /// The Main Domain, if the settings in force name one.
+    pub(super) fn main_domain(&self) -> Option<&str> {
+        self.rules.as_ref()?.main_domain.as_deref()
+    }
+
     /// Up to `most` records to look at. They are taken: what is not done with
     /// them must be put back with [`View::again`].
     pub(super) fn take_dirty(&mut self, most: usize) -> Vec<RecordKey> {
