@@ -337,7 +337,7 @@ impl View {
     pub(super) fn set_settings(
         &mut self,
         meta: &ObjectMeta,
-        spec: Result<RpopSettingsSpec, String>,
+        spec: &Result<RpopSettingsSpec, String>,
         status: Option<&RpopSettingsStatus>,
     ) {
         let (uid, generation) = identity(meta);
@@ -355,7 +355,7 @@ impl View {
             return;
         }
         let first = self.settings.is_none();
-        let (rules, faults) = match &spec {
+        let (rules, faults) = match spec {
             Ok(spec) => match work::settings(spec) {
                 Ok((_, source)) => (Some(rules_of(spec, source)), Vec::new()),
                 Err(faults) => {

@@ -11,8 +11,8 @@ use serde_json::json;
 use super::status::MANAGER;
 use super::work::{shard_seen, slice_seen};
 use crate::api::{RpopShard, RpopShardSpec, RpopWorkSlice, RpopWorkSliceSpec};
-use crate::domain::shards::ShardId;
 use crate::domain::shards::leader::{Answer, Decree, REMOVED, Seen, Target, format_removed};
+use crate::domain::shards::{Incarnation, ShardId};
 use crate::domain::work::RecordKey;
 use crate::k8s::client::REQUEST_DEADLINE;
 use crate::k8s::error::{ApiError, within};
@@ -120,7 +120,7 @@ async fn write(
         Decree::SetDesired { shard, version, desired, slices, why } => {
             let body = json!({
                 "metadata": {"resourceVersion": version},
-                "spec": {"desired": desired.as_ref().map(|worker| worker.as_str()), "slices": slices},
+                "spec": {"desired": desired.as_ref().map(Incarnation::as_str), "slices": slices},
             });
             let written =
                 within(limit, objects.patch(&shard.to_string(), &params, &Patch::Merge(body))).await?;

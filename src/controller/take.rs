@@ -101,9 +101,9 @@ impl Listings {
         let ours = |object: &DeserializeGuard<RpopSettings>| &*name_of(meta_of(object)) == "default";
         let mut put = |object: DeserializeGuard<RpopSettings>| match object.0 {
             Ok(RpopSettings { metadata, spec, status }) => {
-                view.set_settings(&metadata, Ok(spec), status.as_ref());
+                view.set_settings(&metadata, &Ok(spec), status.as_ref());
             }
-            Err(invalid) => view.set_settings(&invalid.metadata, Err(invalid.error), None),
+            Err(invalid) => view.set_settings(&invalid.metadata, &Err(invalid.error), None),
         };
         match event {
             Event::Init => self.settings = false,

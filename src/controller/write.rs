@@ -44,10 +44,12 @@ pub(super) enum Job {
 /// tried again: the watch tells what is there now, and that is decided anew.
 pub(super) fn ended(error: &ApiError) -> Ended {
     match error {
-        ApiError::NotFound { .. } | ApiError::Conflict { .. } | ApiError::Gone { .. } => Ended::Done,
         // An object that the schema of today refuses can be told nothing; its
         // Event says why.
-        ApiError::Invalid { .. } => Ended::Done,
+        ApiError::NotFound { .. }
+        | ApiError::Conflict { .. }
+        | ApiError::Gone { .. }
+        | ApiError::Invalid { .. } => Ended::Done,
         error => Ended::Again(error.retry_after()),
     }
 }

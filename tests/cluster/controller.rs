@@ -45,7 +45,7 @@ impl Controller {
     }
 
     /// kill -9.
-    async fn is_killed(self) {
+    async fn killed(self) {
         self.task.abort();
         assert!(self.task.await.unwrap_err().is_cancelled());
     }
@@ -338,7 +338,7 @@ async fn one_of_two_controllers_leads_and_the_other_takes_over() {
     all.accepted(SYSTEM, "a", "True", "Accepted", &[]).await;
     // It is told another number of shards, and keeps to what there is.
     let second = all.controller("controller-1", 8).await;
-    first.is_killed().await;
+    first.killed().await;
     all.record(SYSTEM, "b", &json!({}));
     all.accepted(SYSTEM, "b", "True", "Accepted", &[]).await;
     all.holds(&["rpop-system/a", "rpop-system/b"]).await;
