@@ -80,7 +80,10 @@ pub struct Cluster {
 
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cluster").field("namespace", &self.namespace).field("me", &self.me).finish()
+        f.debug_struct("Cluster")
+            .field("namespace", &self.namespace)
+            .field("me", &self.me)
+            .finish_non_exhaustive()
     }
 }
 

@@ -259,6 +259,8 @@ impl Candidate {
                 name: Some(LEADER_LEASE.to_owned()),
                 namespace: self.leases.namespace().map(str::to_owned),
                 resource_version: before.and_then(|lease| lease.metadata.resource_version.clone()),
+                // Without it a deleted lease would be made anew.
+                uid: before.and_then(|lease| lease.metadata.uid.clone()),
                 labels: Some(labels("controller")),
                 ..ObjectMeta::default()
             },

@@ -173,10 +173,8 @@ mod tests {
 
     #[test]
     fn a_busy_server_says_when_to_come_back() {
-        let status: Status = serde_json::from_value(serde_json::json!({
-            "status": "Failure", "code": 429, "message": "slow down", "details": {"retryAfterSeconds": 3}
-        }))
-        .unwrap();
+        let details = serde_json::from_value(serde_json::json!({"retryAfterSeconds": 3})).unwrap();
+        let status = Status::failure("slow down", "TooManyRequests").with_code(429).with_details(details);
         let error = ApiError::from(kube::Error::Api(Box::new(status)));
         assert_eq!(error.retry_after(), Some(Duration::from_secs(3)));
         assert!(error.is_transient() && !error.is_uncertain());

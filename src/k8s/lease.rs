@@ -268,6 +268,10 @@ impl Membership {
                     .known
                     .as_ref()
                     .and_then(|lease| lease.metadata.resource_version.clone()),
+                // The API server makes a lease anew that is replaced after it
+                // was deleted, whatever version is named, unless the object
+                // is named, too.
+                uid: self.known.as_ref().and_then(|lease| lease.metadata.uid.clone()),
                 labels: Some(labels(WORKER)),
                 annotations: Some(word.annotations()),
                 ..ObjectMeta::default()

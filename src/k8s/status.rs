@@ -171,6 +171,15 @@ impl StatusWriter {
         }
     }
 
+    /// Like [`Self::put`] for a record that is known here already; for others
+    /// nothing happens.
+    pub fn update(&self, key: &RecordKey, status: RecordStatus) {
+        let subject = self.state().records.get(key).map(|entry| entry.subject.clone());
+        if let Some(subject) = subject {
+            self.put(key, subject, status);
+        }
+    }
+
     /// The record is somebody else's soon: what is not written is written now,
     /// then it is forgotten. Returns at once; see [`Self::settled`].
     pub fn leave(&self, key: &RecordKey) {
@@ -375,7 +384,7 @@ fn fraction(key: &RecordKey) -> f64 {
 
 async fn write(client: Client, job: Job) -> (RecordKey, Ended) {
     let ended = match tokio::time::timeout(REQUEST, written(&client, &job)).await {
-        Ok(Ok(ended)) | Ok(Err(ended)) => ended,
+        Ok(Ok(ended) | Err(ended)) => ended,
         Err(_) => Ended::Away(None, "the API server does not answer".to_owned()),
     };
     (job.key, ended)

@@ -98,6 +98,9 @@ pub struct Desired {
     /// What others know of records that this run has not polled: looked at
     /// when such a record is new here.
     pub past: HashMap<RecordKey, Past>,
+    /// Simultaneous sessions with hosts (names in lower case) of which others
+    /// have their part.
+    pub host_limits: HashMap<(Arc<str>, u16), u32>,
     /// Hosts that others have found to fail: left alone here, too, and never
     /// told by [`Statuses::put_hosts`].
     pub hosts: Vec<FailedHost>,
@@ -451,7 +454,7 @@ impl<P: Poller> Run<P> {
 
     /// Takes up other settings and records.
     fn apply(&mut self, desired: Desired) {
-        let Desired { settings, items, retry, problems, past, hosts } = desired;
+        let Desired { settings, items, retry, problems, past, host_limits, hosts } = desired;
         let now = self.clock.now();
         // What failed may have failed because of a setting.
         let mended = Settings { log_level: settings.log_level, ..(*self.settings).clone() } != *settings;
@@ -460,6 +463,7 @@ impl<P: Poller> Run<P> {
             self.scheduler.follow(Rules::from(&*settings), now);
             self.settings = settings;
         }
+        self.scheduler.limit(host_limits);
         let mut gone: HashSet<RecordKey> = self.records.keys().cloned().collect();
         for item in items {
             gone.remove(&item.key);

@@ -24,6 +24,8 @@ pub struct Entry {
     pub uid: Arc<str>,
     /// `metadata.generation` of the work item.
     pub generation: i64,
+    /// Over how many shards the records of its host are spread.
+    pub factor: u32,
     /// What to poll.
     pub item: Arc<WorkItem>,
 }
@@ -141,6 +143,7 @@ impl Roster {
                 shard,
                 uid: sliced.uid.as_str().into(),
                 generation: sliced.generation,
+                factor: sliced.factor,
                 item: Arc::new(sliced.item.clone()),
             };
             match state.records.get_mut(key) {
@@ -150,7 +153,7 @@ impl Roster {
                     tracing::warn!(record = %key, "it is in {} and in {shard}: left where it was", known.shard);
                 }
                 Some(known) if known.item == entry.item => {
-                    (known.uid, known.generation) = (entry.uid, entry.generation);
+                    (known.uid, known.generation, known.factor) = (entry.uid, entry.generation, entry.factor);
                 }
                 _ => {
                     state.records.insert(key.clone(), entry);

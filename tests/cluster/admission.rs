@@ -300,6 +300,34 @@ async fn a_shards_epoch_never_falls() {
     .await;
 }
 
+#[tokio::test]
+async fn a_slice_keeps_what_it_is_given_and_counts_its_changes() {
+    with_namespace(|client, namespace| async move {
+        let slices: Api<api::RpopWorkSlice> = Api::namespaced(client, &namespace);
+        // Nothing of an item is dropped, known to this version's CRD or not.
+        let item =
+            |name: usize| json!({"name": name.to_string(), "remote": {"tls": {"of": ["a", {"later": 1.5}]}}});
+        let spec = |items: usize| api::RpopWorkSliceSpec {
+            format: 99,
+            shard: 7,
+            destinations: vec![json!({"smtp": {"endpoint": {"Tcp": ["mail.example.com", 25]}}})],
+            items: (0..items).map(item).collect(),
+        };
+        let most = api::RpopWorkSlice::new("shard-007-0", spec(256));
+        let mut stored = slices.create(&PostParams::default(), &most).await.unwrap();
+        assert_eq!(stored.spec, most.spec);
+        assert_eq!(stored.metadata.generation, Some(1));
+        stored.spec.items.truncate(3);
+        let stored = slices.replace("shard-007-0", &PostParams::default(), &stored).await.unwrap();
+        assert_eq!(stored.metadata.generation, Some(2), "the holder acknowledges generations");
+
+        let more = api::RpopWorkSlice::new("shard-007-1", spec(257));
+        let refused = slices.create(&PostParams::default(), &more).await.unwrap_err();
+        assert!(matches!(refused, kube::Error::Api(status) if status.message.contains("256")));
+    })
+    .await;
+}
+
 /// The object as YAML for `kubectl apply`, in this namespace.
 fn in_namespace(object: &Value, namespace: &str) -> String {
     let mut object = object.clone();

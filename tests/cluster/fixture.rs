@@ -1,5 +1,7 @@
 //! The fixture itself: what the other tests build upon.
 
+use std::time::Duration;
+
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::ResourceExt as _;
@@ -7,8 +9,9 @@ use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::core::DeserializeGuard;
 use rpop::api::RpopRecord;
 use serde_json::json;
+use tokio::time::Instant;
 
-use crate::support::{Server, eventually, namespace, with_namespace};
+use crate::support::{Options, Server, eventually, namespace, with_namespace};
 
 #[tokio::test]
 async fn a_token_of_a_pod_carries_the_pods_name_and_has_no_rights_of_its_own() {
@@ -101,4 +104,25 @@ async fn a_crd_is_removed_and_put_back_and_old_objects_are_not_what_they_should_
     server.apply_crds();
     assert!(records.list(&ListParams::default()).await.unwrap().items.is_empty());
     server.apply(&record("good", json!("alice@example.com")).to_string()).succeeds();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etcd_is_slow_and_stands_still() {
+    let each_way = Duration::from_millis(100);
+    let options = Options { may_slow_etcd: true, ..Options::default() };
+    let Some(server) = Server::start_with(options) else { return };
+    let client = server.client().await;
+    server.slow_etcd(each_way);
+    let since = Instant::now();
+    let namespace = namespace(&client).await;
+    assert!(since.elapsed() >= 2 * each_way);
+
+    server.freeze_etcd(true);
+    let maps: Api<ConfigMap> = Api::namespaced(client, &namespace);
+    let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "late"}})).unwrap();
+    let parameters = PostParams::default();
+    let mut write = std::pin::pin!(maps.create(&parameters, &map));
+    assert!(tokio::time::timeout(Duration::from_secs(1), &mut write).await.is_err());
+    server.freeze_etcd(false);
+    write.await.unwrap();
 }

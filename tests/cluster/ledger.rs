@@ -1,6 +1,8 @@
 //! Ledgers in `ConfigMaps`, under the rights of a worker.
 
+mod damage;
 mod gate;
+mod owners;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -415,37 +417,43 @@ async fn a_commit_that_nobody_waits_for_goes_to_its_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_dies_while_it_folds_leaves_no_damage_and_no_orphans() {
     let Some(here) = Here::new().await else { return };
-    let mut wanted = here.worker(7, 1).await.load().await.unwrap();
     let mut next = 0;
-    for death in 0..24 {
-        let worker = here.worker(7, 1).await.folding().impatient();
-        let mut ledger = worker.load().await.unwrap();
-        if next > 0 {
-            assert!(
-                ledger.len() == wanted.len() || ledger.len() == wanted.len() + 40,
-                "{} beside {}",
-                ledger.len(),
-                wanted.len()
-            );
+    let mut died = 0;
+    for death in 0..30 {
+        let worker = here.worker(7, 1).await.folding();
+        let ledger = worker.load().await.unwrap();
+        let before = all(&ledger);
+        let mut doomed = ledger.clone();
+        let mut whole = ledger;
+        let batch = puts(next..next + 40);
+        for change in &batch {
+            whole.apply(change);
         }
-        let (left, after) = (death / 2, death % 2 == 1);
+        let after = all(&whole);
+        next += 40;
+        let (left, carried_out) = (death / 2, death % 2 == 1);
         let mut seen = 0;
         here.gate.judge(move |_, _| {
             seen += 1;
             match seen - 1 {
                 at if at < left => Fate::Pass,
-                at if at == left && after => Fate::LoseAnswer,
+                at if at == left && carried_out => Fate::LoseAnswer,
                 _ => Fate::Drop,
             }
         });
-        wanted = ledger.clone();
-        let done = worker.commit(&mut ledger, puts(next..next + 40)).await;
-        if done.is_ok() {
-            wanted = ledger.clone();
-        }
-        next += 40;
+        let brief = Duration::from_millis(300);
+        let dying = worker.with(|ledgers| ledgers.with_patience(brief, brief));
+        let done = dying.commit(&mut doomed, batch).await;
         here.gate.open();
+        let found = all(&here.worker(7, 1).await.load().await.unwrap());
+        if done.is_ok() {
+            assert_eq!(found, after);
+        } else {
+            died += 1;
+            assert!(found == before || found == after, "death {death}: neither nor");
+        }
     }
+    assert!(died > 8, "{died}");
     // A worker that lives removes what was left.
     let worker = here.worker(7, 2).await.folding();
     let mut ledger = worker.load().await.unwrap();
@@ -488,255 +496,10 @@ fn chunks_named(head: &ConfigMap) -> Vec<String> {
     named
 }
 
-#[tokio::test]
-async fn what_is_no_ledger_stops_the_record_and_is_left_alone() {
-    let Some(here) = Here::new().await else { return };
-    let worker = here.worker(7, 1).await;
-    let mut ledger = worker.load().await.unwrap();
-    // A ConfigMap of somebody else's under our name.
-    let foreign = json!({"metadata": {"name": HEAD}, "data": {"config.ini": "x=1"}});
-    let foreign: ConfigMap = serde_json::from_value(foreign).unwrap();
-    here.maps().create(&PostParams::default(), &foreign).await.unwrap();
-    is_damaged(worker.load().await, "is no ledger of RPOP");
-    is_damaged(worker.reserve(&mut ledger).await, "is no ledger of RPOP");
-    is_damaged(worker.commit(&mut ledger, puts(0..1)).await, "is no ledger of RPOP");
-    assert_eq!(here.head().await.data, foreign.data);
-    here.maps().delete(HEAD, &DeleteParams::default()).await.unwrap();
-
-    let mut ledger = worker.load().await.unwrap();
-    worker.commit(&mut ledger, puts(0..3)).await.unwrap();
-    let good = here.head().await.binary_data.unwrap()["head"].0.clone();
-    let mut changed = good.clone();
-    changed[40] ^= 1;
-    for (octets, says) in [
-        (changed, "its checksum does not agree"),
-        (good[..good.len() - 7].to_vec(), "its checksum does not agree"),
-        (Vec::new(), "does not begin as a ledger"),
-        (b"something else entirely, and long enough".to_vec(), "does not begin as a ledger"),
-    ] {
-        here.patch_head(json!({"binaryData": {"head": ByteString(octets.clone())}})).await;
-        is_damaged(worker.load().await, says);
-        is_damaged(worker.load().await, "delete ConfigMap rpop-uids-first-isp to fetch everything anew");
-        assert!(worker.commit(&mut ledger, puts(3..4)).await.is_err());
-        assert_eq!(here.head().await.binary_data.unwrap()["head"].0, octets, "it is left as it is");
-    }
-    here.patch_head(json!({"binaryData": {"head": ByteString(good.clone())}})).await;
-    assert_eq!(worker.load().await.unwrap().len(), 3, "what was put back is good again");
-    here.patch_head(json!({"metadata": {"labels": {LEDGER: null}}})).await;
-    is_damaged(worker.load().await, "put the label back");
-}
-
-#[tokio::test]
-async fn chunks_that_are_missing_or_changed_are_damage() {
-    let Some(here) = Here::new().await else { return };
-    let worker = here.worker(7, 1).await.folding();
-    let mut ledger = worker.load().await.unwrap();
-    worker.commit(&mut ledger, puts(0..100)).await.unwrap();
-    let named = chunks_named(&here.head().await);
-    assert!(named.len() > 3, "{named:?}");
-    let chunk = here.maps().get(&named[1]).await.unwrap();
-    assert_eq!(chunk.immutable, Some(true));
-    assert_eq!(chunk.owner_references()[0].uid, here.head().await.uid().unwrap());
-
-    here.maps().delete(&named[1], &DeleteParams::default()).await.unwrap();
-    let other = here.worker(7, 1).await.folding();
-    is_damaged(other.load().await, &format!("{}: it is missing", named[1]));
-    // Nobody can change it, but one can make another one in its place.
-    let mut changed = chunk.clone();
-    changed.metadata.resource_version = None;
-    changed.metadata.uid = None;
-    let mut octets = changed.binary_data.as_ref().unwrap()["chunk"].0.clone();
-    *octets.last_mut().unwrap() ^= 1;
-    changed.binary_data.as_mut().unwrap().get_mut("chunk").unwrap().0 = octets;
-    here.maps().create(&PostParams::default(), &changed).await.unwrap();
-    is_damaged(other.load().await, &named[1]);
-    assert_eq!(chunks_named(&here.head().await), named, "nothing is written over it");
-}
-
-#[tokio::test]
-async fn a_ledger_that_was_put_back_from_a_backup_is_the_records_again() {
-    let Some(here) = Here::new().await else { return };
-    let worker = here.worker(7, 1).await.folding();
-    let mut ledger = worker.load().await.unwrap();
-    worker.commit(&mut ledger, puts(0..100)).await.unwrap();
-    let mut backup = Vec::new();
-    for name in here.objects().await {
-        let mut object = here.maps().get(&name).await.unwrap();
-        here.maps().delete(&name, &DeleteParams::default()).await.unwrap();
-        let meta = &mut object.metadata;
-        (meta.uid, meta.resource_version, meta.owner_references) = (None, None, None);
-        backup.push(object);
-    }
-    for object in &backup {
-        here.maps().create(&PostParams::default(), object).await.unwrap();
-    }
-    let later = here.worker(7, 1).await.folding();
-    let mut read = later.load().await.unwrap();
-    assert_eq!(all(&read), all(&ledger));
-    let head = here.head().await;
-    assert_eq!(head.owner_references()[0].uid, later.owner_uid());
-    for name in chunks_named(&head) {
-        let chunk = here.maps().get(&name).await.unwrap();
-        assert_eq!(chunk.owner_references()[0].uid, head.uid().unwrap());
-    }
-    later.commit(&mut read, puts(100..200)).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_quota_of_the_namespace_is_full() {
-    let Some(here) = Here::new().await else { return };
-    let worker = here.worker(7, 1).await.impatient();
-    let quotas: Api<ResourceQuota> = Api::namespaced(here.admin.clone(), &here.namespace);
-    let hard = json!({"count/configmaps": "0"});
-    let quota = json!({"metadata": {"name": "small"}, "spec": {"hard": hard}});
-    quotas.create(&PostParams::default(), &serde_json::from_value(quota).unwrap()).await.unwrap();
-    let status = Patch::Merge(json!({"status": {"hard": hard, "used": hard}}));
-    quotas.patch_status("small", &PatchParams::default(), &status).await.unwrap();
-    let mut ledger = worker.load().await.unwrap();
-    // Admission learns of the quota by a watch.
-    let error = eventually("the quota to be known", async || {
-        let error = worker.reserve(&mut ledger.clone()).await.err();
-        if error.is_none() {
-            drop(here.maps().delete(HEAD, &DeleteParams::default()).await);
-            worker.load().await.unwrap();
-        }
-        error
-    })
-    .await;
-    assert!(matches!(&error, LedgerError::Full(text) if text.contains("quota")), "{error:?}");
-    assert!(worker.commit(&mut ledger, puts(0..1)).await.is_err());
-}
-
-#[tokio::test]
-async fn a_full_ledger_says_so_and_forgets_nothing() {
-    let Some(here) = Here::new().await else { return };
-    let worker = here.worker(7, 1).await.with(|ledgers| ledgers.with_bounds(3000, 2000, 20_000));
-    let mut ledger = worker.load().await.unwrap();
-    worker.reserve(&mut ledger).await.unwrap();
-    worker.commit(&mut ledger, puts(0..600)).await.unwrap();
-    let mut next = 600;
-    let error = loop {
-        match worker.commit(&mut ledger, puts(next..next + 30)).await {
-            Ok(()) => next += 30,
-            Err(error) => break error,
-        }
-        assert!(next < 2000);
-    };
-    assert!(matches!(&error, LedgerError::Full(text) if text.contains("keepForDays")), "{error:?}");
-    let error = worker.reserve(&mut ledger).await.unwrap_err();
-    assert!(matches!(error, LedgerError::Full(_)), "known before anything is fetched: {error:?}");
-    let mut read = worker.load().await.unwrap();
-    assert_eq!(all(&read), all(&ledger));
-    // Messages that are deleted on the server make room.
-    let gone: Vec<Change> = read.iter().take(400).map(|(hash, _)| Change::Forget { hash }).collect();
-    worker.commit(&mut read, gone).await.unwrap();
-    worker.reserve(&mut read).await.unwrap();
-    worker.commit(&mut read, puts(next..next + 100)).await.unwrap();
-    assert_eq!(all(&worker.load().await.unwrap()), all(&read));
-}
-
-#[tokio::test]
-async fn a_record_made_anew_does_not_inherit_unless_the_ledger_was_kept() {
-    let Some(here) = Here::new().await else { return };
-    let first = here.worker(7, 1).await;
-    let mut ledger = first.load().await.unwrap();
-    first.commit(&mut ledger, puts(0..3)).await.unwrap();
-
-    // Nobody collects garbage here: the old ledger is still there.
-    here.make_record_anew(&[]).await;
-    let second = here.worker(7, 1).await;
-    let mut ledger = second.load().await.unwrap();
-    assert!(ledger.is_empty(), "another record, another maildrop");
-    assert!(here.objects().await.is_empty());
-    // A worker that has not heard of it yet touches nothing.
-    second.commit(&mut ledger, puts(0..5)).await.unwrap();
-    is_conflict(first.load().await);
-    assert_eq!(second.load().await.unwrap().len(), 5);
-    assert_eq!(here.head().await.owner_references()[0].uid, second.owner_uid());
-
-    // Kept by an annotation of the ConfigMap.
-    here.patch_head(json!({"metadata": {"annotations": {KEEP_LEDGER: ""}}})).await;
-    assert_eq!(second.load().await.unwrap().len(), 5);
-    assert!(here.head().await.owner_references().is_empty(), "nothing deletes it any more");
-    here.make_record_anew(&[]).await;
-    let third = here.worker(7, 1).await;
-    let mut ledger = third.load().await.unwrap();
-    assert_eq!(ledger.len(), 5, "readopted");
-    third.commit(&mut ledger, puts(5..6)).await.unwrap();
-    assert!(here.head().await.owner_references().is_empty());
-    // No longer.
-    here.patch_head(json!({"metadata": {"annotations": {KEEP_LEDGER: null}}})).await;
-    assert_eq!(third.load().await.unwrap().len(), 6);
-    assert_eq!(here.head().await.owner_references()[0].uid, third.owner_uid());
-
-    // Kept by an annotation of the record, from its first message on.
-    here.maps().delete(HEAD, &DeleteParams::default()).await.unwrap();
-    here.make_record_anew(&[(KEEP_LEDGER, "true")]).await;
-    let fourth = here.worker(7, 1).await;
-    let mut ledger = fourth.load().await.unwrap();
-    fourth.commit(&mut ledger, puts(0..2)).await.unwrap();
-    assert!(here.head().await.owner_references().is_empty());
-}
-
 impl Worker {
     fn owner_uid(&self) -> String {
         self.held.owner(&self.key).unwrap().uid
     }
-}
-
-#[tokio::test]
-async fn a_record_that_is_gone_or_a_namespace_that_is_going_gets_no_ledger() {
-    let Some(here) = Here::new().await else { return };
-    let worker = here.worker(7, 1).await;
-    let mut ledger = worker.load().await.unwrap();
-    let all: Api<Namespace> = Api::all(here.admin.clone());
-    // Without a namespace controller it stays as it is: being deleted.
-    all.delete(&here.namespace, &DeleteParams::default()).await.unwrap();
-    let error = worker.reserve(&mut ledger).await.unwrap_err();
-    assert!(
-        matches!(&error, LedgerError::Unavailable(text) if text.contains("the namespace is being deleted")),
-        "{error:?}"
-    );
-    here.records().delete("first-isp", &DeleteParams::default()).await.unwrap();
-    is_conflict(worker.commit(&mut ledger, puts(0..1)).await);
-    assert!(here.objects().await.is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_deleted_record_leaves_behind_is_collected() {
-    let Some(server) = Server::start() else { return };
-    let _collector = server.controller_manager();
-    let here = Here::on(&server).await;
-    let fill = async || {
-        let worker = here.worker(7, 1).await.folding();
-        let mut ledger = worker.load().await.unwrap();
-        worker.commit(&mut ledger, puts(0..100)).await.unwrap();
-        assert!(here.objects().await.len() > 3);
-        worker
-    };
-    fill().await;
-    here.records().delete("first-isp", &DeleteParams::default()).await.unwrap();
-    eventually("the ledger to be collected", async || here.objects().await.is_empty().then_some(())).await;
-
-    here.make_record(&[(KEEP_LEDGER, "true")]).await;
-    fill().await;
-    let before = here.objects().await;
-    here.make_record_anew(&[]).await;
-    // Something that is collected later than a kept ledger would be.
-    let orphan = json!({"metadata": {"name": "orphan", "ownerReferences": [
-        {"apiVersion": "v1", "kind": "ConfigMap", "name": "nobody", "uid": "0fa2e3b4-9a35-4bd6-b7c8-5d2b0c6a8f11"},
-    ]}});
-    let orphan: ConfigMap = serde_json::from_value(orphan).unwrap();
-    here.maps().create(&PostParams::default(), &orphan).await.unwrap();
-    eventually("the collector to come by", async || {
-        here.maps().get_opt("orphan").await.unwrap().is_none().then_some(())
-    })
-    .await;
-    assert_eq!(here.objects().await, before);
-    let worker = here.worker(7, 1).await;
-    assert_eq!(worker.load().await.unwrap().len(), 100, "readopted");
-    here.records().delete("first-isp", &DeleteParams::default()).await.unwrap();
-    eventually("it to be collected after all", async || here.objects().await.is_empty().then_some(())).await;
 }
 
 /// Sizes and times are printed: `docs/design/0006` tells them.

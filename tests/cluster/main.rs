@@ -19,10 +19,13 @@
 
 mod admission;
 mod chaos;
+mod controller;
 mod fixture;
 mod ledger;
 mod install;
+mod lease;
 #[path = "../it/support/mod.rs"]
 mod parts;
 mod policies;
 mod support;
+mod worker;

@@ -114,7 +114,7 @@ impl World {
             now: 1_000,
             member: Member::new(me(), TIMING, Duration::from_secs(30)),
             shards: Vec::new(),
-            versions: 100,
+            versions: 200,
             generations: vec![1; count],
             lease_renewed: None,
             stolen: false,

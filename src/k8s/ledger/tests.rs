@@ -256,6 +256,10 @@ fn a_hundred_thousand_messages_are_few_chunks_and_written_seldom() {
         written += octets;
         folds += u64::from(octets > 0);
         assert!(paper.head.size() <= 16 << 10);
+        if [20, 500].contains(&batch) {
+            let (octets, chunks) = (paper.head.octets(), paper.head.chunks().count());
+            println!("{} messages: {octets} octets in {chunks} chunks", batch * 20);
+        }
     }
     let (octets, chunks, runs) = (paper.head.octets(), paper.head.chunks().count(), paper.head.runs.len());
     println!(

@@ -40,7 +40,7 @@ impl Queues {
 
     pub(super) fn next(&mut self) -> Option<RecordKey> {
         self.turn = self.turn.wrapping_add(1);
-        let patient_first = self.turn % PATIENT_SHARE == 0;
+        let patient_first = self.turn.is_multiple_of(PATIENT_SHARE);
         for urgent in [!patient_first, patient_first] {
             let queue = if urgent { &mut self.urgent } else { &mut self.patient };
             while let Some(key) = queue.pop_front() {

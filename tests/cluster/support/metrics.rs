@@ -61,8 +61,11 @@ impl Server {
             if !label("subresource").is_empty() {
                 resource = format!("{resource}/{}", label("subresource"));
             }
+            // From a million on it is written with an exponent.
             let count: f64 = count.trim().parse().expect("a count");
-            *found.0.entry((label("verb"), resource)).or_default() += count as u64;
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+            let count = count as u64;
+            *found.0.entry((label("verb"), resource)).or_default() += count;
         }
         found
     }
