@@ -1,8 +1,8 @@
 //! What the API server answers.
 
+use rpop::domain::shards::LeaseHolder;
 use rpop::domain::shards::holding::ShardSeen;
 use rpop::domain::shards::leader::{Answer, Decree, LeaseSeen, SliceSeen};
-use rpop::domain::shards::LeaseHolder;
 
 use super::api::{Change, Renewal};
 use super::node::Call;
@@ -101,8 +101,10 @@ impl Sim {
             Decree::StealLease { worker, .. } => {
                 self.counts.steals += 1;
                 let now = self.now;
-                let victim = self.workers.iter().find(|other| other.member.is_some() && other.me() == *worker);
-                let alive = victim.map(|victim| (victim.hindrance, victim.lease_healthy_since, victim.registered));
+                let victim =
+                    self.workers.iter().find(|other| other.member.is_some() && other.me() == *worker);
+                let alive =
+                    victim.map(|victim| (victim.hindrance, victim.lease_healthy_since, victim.registered));
                 self.note(|| format!("the lease of {worker} is stolen (it lives: {})", alive.is_some()));
                 let span = u64::try_from(self.timing.dead_after.as_millis()).unwrap();
                 if let Some((hindrance, since, true)) = alive {
@@ -115,7 +117,9 @@ impl Sim {
                         self.breaks(format!("{worker} is taken for dead, and nothing was wrong with it"));
                     }
                     // An outage is nobody's death.
-                    if self.away_until + span > now && self.away_until < now && hindrance.stopped_until < self.away_until
+                    if self.away_until + span > now
+                        && self.away_until < now
+                        && hindrance.stopped_until < self.away_until
                         && hindrance.cut_until < self.away_until
                     {
                         self.breaks(format!("{worker} is taken for dead after an outage"));
@@ -132,8 +136,11 @@ impl Sim {
             }
             Decree::WriteSlice { shard, number, items, removed, .. } => {
                 self.note(|| {
-                    format!("slice {shard}-{number}: {} items, removed {:?}", items.len(),
-                        removed.iter().map(|key| key.name.to_string()).collect::<Vec<_>>())
+                    format!(
+                        "slice {shard}-{number}: {} items, removed {:?}",
+                        items.len(),
+                        removed.iter().map(|key| key.name.to_string()).collect::<Vec<_>>()
+                    )
                 });
             }
             _ => {}

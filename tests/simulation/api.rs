@@ -32,7 +32,6 @@ pub enum Change {
     Lease(LeaseSeen),
     Shard(ShardSeen),
     Slice(SliceSeen),
-    ShardGone(ShardId),
 }
 
 #[derive(Default)]
@@ -213,7 +212,13 @@ impl Api {
     }
 
     /// A commit: the version after it.
-    pub fn commit(&mut self, key: &RecordKey, read: u64, by: (ShardId, i64), batch: &BTreeSet<u64>) -> Option<u64> {
+    pub fn commit(
+        &mut self,
+        key: &RecordKey,
+        read: u64,
+        by: (ShardId, i64),
+        batch: &BTreeSet<u64>,
+    ) -> Option<u64> {
         let ledger = self.ledgers.entry(key.clone()).or_default();
         let old = ledger.shard == Some(by.0) && by.1 < ledger.epoch;
         if ledger.version != read || old {

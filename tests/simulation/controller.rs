@@ -65,7 +65,8 @@ impl Sim {
         (controller.watching, controller.next_wake) = (false, u64::MAX);
         let who = Who::Controller(at, controller.life);
         let records = self.records.clone();
-        let expected = u32::try_from(self.workers.iter().filter(|worker| worker.member.is_some()).count()).unwrap();
+        let expected =
+            u32::try_from(self.workers.iter().filter(|worker| worker.member.is_some()).count()).unwrap();
         self.leader_hears(at, Seen::Expected(expected));
         self.leader_hears(at, Seen::Connections(20));
         self.leader_hears(at, Seen::Records(records));
@@ -77,9 +78,10 @@ impl Sim {
     fn read_leases(&mut self, at: usize) {
         let controller = &self.controllers[at];
         let sent = controller.clock.at(self.now);
-        let every = controller.machine.as_ref().map_or(1_000, |machine| {
-            u64::try_from(machine.read_every().as_millis()).unwrap()
-        });
+        let every = controller
+            .machine
+            .as_ref()
+            .map_or(1_000, |machine| u64::try_from(machine.read_every().as_millis()).unwrap());
         self.controllers[at].next_read = self.now + every;
         self.controller_request(at, 5_000, Wanted::Leases { sent }, Call::Leases);
     }
@@ -176,7 +178,8 @@ impl Sim {
         self.edits += 1;
         let at = usize::try_from(self.roll(self.records.len() as u64)).unwrap();
         // Often one host, so that it becomes a giant.
-        let to = if self.roll(3) == 0 { 0 } else { usize::try_from(self.roll(super::sim::HOSTS as u64)).unwrap() };
+        let to =
+            if self.roll(3) == 0 { 0 } else { usize::try_from(self.roll(super::sim::HOSTS as u64)).unwrap() };
         let changed = record(at, host(to), self.edits);
         let name = changed.key.name.clone();
         self.note(|| format!("{name} is edited: {}", changed.host));
@@ -194,6 +197,5 @@ fn seen(change: Change) -> Seen {
         Change::Lease(lease) => Seen::Lease(lease),
         Change::Shard(shard) => Seen::Shard(shard),
         Change::Slice(slice) => Seen::Slice(slice),
-        Change::ShardGone(shard) => Seen::ShardGone(shard),
     }
 }

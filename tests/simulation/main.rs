@@ -67,11 +67,17 @@ fn story(seed: u64, timing: Timing, events: u64) -> Counts {
     ok(&sim);
     let unpolled = sim.unpolled_since(from);
     if !unpolled.is_empty() {
-        fail(&sim, &format!("I8: {} records are not polled any more: {:?}", unpolled.len(), unpolled.first()));
+        fail(
+            &sim,
+            &format!("I8: {} records are not polled any more: {:?}", unpolled.len(), unpolled.first()),
+        );
     }
     // I7: where nothing happens, only leases are written.
     if sim.api.writes[1..] != writes[1..] {
-        fail(&sim, &format!("I7: shards and slices are written in the calm: {writes:?} -> {:?}", sim.api.writes));
+        fail(
+            &sim,
+            &format!("I7: shards and slices are written in the calm: {writes:?} -> {:?}", sim.api.writes),
+        );
     }
     if number("RPOP_SIMULATION_SEED").is_some() {
         println!("{}", sim.story(4000));
@@ -103,4 +109,57 @@ fn all_holds_with_the_fast_timing() {
 #[test]
 fn all_holds_with_the_default_timing() {
     stories(Timing::DEFAULT);
+}
+
+/// Each death alone: its shards are elsewhere within D + 3 s.
+fn fails_over(timing: Timing) {
+    let limit = u64::try_from(timing.dead_after.as_millis()).unwrap() + 3_000;
+    let mut sim = Sim::new(number("RPOP_SIMULATION_SEED").unwrap_or(1), timing, 5);
+    sim.run_until(20_000);
+    for death in 0..40 {
+        let at = sim.workers.iter().position(|worker| worker.member.is_some()).unwrap();
+        sim.end_worker(at);
+        let (back, next) = (sim.add_worker(), sim.now + limit + 5_000 + sim.roll(5_000));
+        sim.after(limit + 1_000, Event::Start(back));
+        sim.run_until(next);
+        assert!(sim.broken.is_none(), "death {death}: {:?}\n{}", sim.broken, sim.story(60));
+    }
+    let mut fail_overs = std::mem::take(&mut sim.counts.fail_overs);
+    fail_overs.sort_unstable();
+    println!("fail-over, ms: median {}, most {}", fail_overs[20], fail_overs[39]);
+    assert_eq!((fail_overs.len(), sim.counts.steals), (40, 40));
+    assert!(fail_overs[39] <= limit);
+}
+
+#[test]
+fn a_dead_workers_shards_are_elsewhere_soon() {
+    fails_over(Timing::FAST);
+    fails_over(Timing::DEFAULT);
+}
+
+/// The API server is away for a moment, for a while, for long: nobody is taken
+/// for dead afterwards, no shard moves, and polling goes on.
+fn outlives_outages(timing: Timing) {
+    let dead_after = u64::try_from(timing.dead_after.as_millis()).unwrap();
+    let mut sim = Sim::new(number("RPOP_SIMULATION_SEED").unwrap_or(1), timing, 5);
+    sim.run_until(60_000);
+    let epochs = sim.epochs.clone();
+    for span in [1, 2, 5, 10, 20, 40].map(|tenths| tenths * dead_after / 10 + 1_000) {
+        for _ in 0..4 {
+            sim.outage(span);
+            let calm = sim.now + span + 2 * dead_after + sim.roll(5_000);
+            sim.run_until(calm);
+            assert!(sim.broken.is_none(), "{:?}\n{}", sim.broken, sim.story(60));
+            assert_eq!((sim.counts.steals, &sim.epochs), (0, &epochs), "after {span} ms\n{}", sim.story(60));
+            let (from, next) = (sim.now, sim.now + 2 * POLL);
+            sim.run_until(next);
+            assert_eq!(sim.unpolled_since(from).len(), 0, "after {span} ms\n{}", sim.story(60));
+        }
+    }
+}
+
+#[test]
+fn an_outage_is_nobodys_death() {
+    outlives_outages(Timing::FAST);
+    outlives_outages(Timing::DEFAULT);
 }

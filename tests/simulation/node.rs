@@ -150,13 +150,23 @@ pub enum Wanted {
 /// Requests at the API server.
 #[derive(Clone)]
 pub enum Call {
-    Renew { by: Incarnation, first: bool, leaving: bool },
+    Renew {
+        by: Incarnation,
+        first: bool,
+        leaving: bool,
+    },
     /// A worker that has left gives its lease back.
     Release(Incarnation),
     Get(ShardId),
     GetSlices(ShardId),
     Write(ShardSeen, Incarnation),
-    Commit { key: RecordKey, read: u64, shard: ShardId, epoch: i64, batch: BTreeSet<u64> },
+    Commit {
+        key: RecordKey,
+        read: u64,
+        shard: ShardId,
+        epoch: i64,
+        batch: BTreeSet<u64>,
+    },
     List,
     Leases,
     Obey(Decree),

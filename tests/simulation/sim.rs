@@ -81,7 +81,6 @@ pub struct Death {
 }
 
 pub struct Sim {
-    pub seed: u64,
     pub now: u64,
     dice: u64,
     sequence: u64,
@@ -115,7 +114,6 @@ pub struct Sim {
 impl Sim {
     pub fn new(seed: u64, timing: Timing, workers: usize) -> Self {
         let mut sim = Self {
-            seed,
             now: 1_000,
             dice: seed,
             sequence: 0,
@@ -147,7 +145,7 @@ impl Sim {
             sim.drops.insert(record.key.clone(), super::api::Maildrop::default());
             sim.api.records.insert(record.key.clone(), record.clone());
         }
-        for at in 0..2 {
+        for _ in 0..2 {
             let clock = sim.clock();
             sim.controllers.push(Controller {
                 life: 0,
@@ -161,7 +159,6 @@ impl Sim {
                 next_wake: u64::MAX,
                 leads_until: 0,
             });
-            let _ = at;
         }
         for at in 0..workers {
             sim.add_worker();
@@ -419,7 +416,9 @@ impl Sim {
             let before = self.epochs.insert(id, epoch).unwrap_or(0);
             let held = self.holders.insert(id, holder.clone()).flatten();
             if epoch < before || epoch == before && held != holder {
-                self.breaks(format!("I4: {id} goes from {held:?} at epoch {before} to {holder:?} at {epoch}"));
+                self.breaks(format!(
+                    "I4: {id} goes from {held:?} at epoch {before} to {holder:?} at {epoch}"
+                ));
             }
         }
         let limit = u64::try_from(self.timing.dead_after.as_millis()).unwrap() + 3_000;
@@ -427,7 +426,8 @@ impl Sim {
         let mut late = None;
         let mut over = Vec::new();
         self.deaths.retain(|death| {
-            let left = self.api.shards.values().filter(|shard| shard.holder.as_ref() == Some(&death.who)).count();
+            let left =
+                self.api.shards.values().filter(|shard| shard.holder.as_ref() == Some(&death.who)).count();
             if left == 0 {
                 over.push(now - death.at);
                 return false;

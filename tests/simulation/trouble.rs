@@ -35,13 +35,11 @@ impl Sim {
             }
             (10, Some(at)) if running.len() > 2 => {
                 self.note(|| format!("w{at} is told to leave"));
-                let who = Who::Worker(at, self.workers[at].life);
                 if self.workers[at].hindrance.stopped_until < self.now {
                     self.workers[at].leaving = true;
                     self.worker_member(at, Heard::Leave);
                     self.replace();
                 }
-                let _ = who;
             }
             (11, _) => {
                 let span = 500 + self.roll(self.spans());
@@ -55,7 +53,8 @@ impl Sim {
             }
             (13 | 14, _) => {
                 let at = usize::try_from(self.roll(2)).unwrap();
-                let (span, who) = (500 + self.roll(self.spans()), Who::Controller(at, self.controllers[at].life));
+                let (span, who) =
+                    (500 + self.roll(self.spans()), Who::Controller(at, self.controllers[at].life));
                 if self.roll(2) == 0 { self.stop(who, span) } else { self.cut(who, span) }
             }
             (15, _) => {
@@ -115,7 +114,7 @@ impl Sim {
         }
     }
 
-    fn outage(&mut self, span: u64) {
+    pub fn outage(&mut self, span: u64) {
         let until = self.now + span;
         self.counts.outages += 1;
         self.note(|| format!("the API server is away for {span} ms"));

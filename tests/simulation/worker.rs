@@ -108,7 +108,8 @@ impl Sim {
             Pending::Look(_) => {}
             Pending::Follow(shard, epoch) => {
                 // Until it succeeds.
-                let due = self.workers[at].followed.get(&shard).is_some_and(|followed| followed.epoch == epoch);
+                let due =
+                    self.workers[at].followed.get(&shard).is_some_and(|followed| followed.epoch == epoch);
                 if due {
                     self.worker_request(at, 5_000, Pending::Follow(shard, epoch), Call::GetSlices(shard));
                 }
@@ -169,7 +170,9 @@ impl Sim {
                 self.worker_member(at, Heard::Wrote { shard, version, result });
             }
             (Pending::Commit(key, id), Answered::Committed(version)) => {
-                let Some(session) = self.workers[at].sessions.get_mut(&key).filter(|session| session.id == id) else {
+                let Some(session) =
+                    self.workers[at].sessions.get_mut(&key).filter(|session| session.id == id)
+                else {
                     return;
                 };
                 match version {
@@ -199,7 +202,6 @@ impl Sim {
     fn worker_sees(&mut self, at: usize, change: Change) {
         match change {
             Change::Shard(shard) => self.worker_member(at, Heard::Shard(shard)),
-            Change::ShardGone(shard) => self.worker_member(at, Heard::ShardGone(shard)),
             Change::Slice(slice) => {
                 let shard = slice.shard;
                 let Some(followed) = self.workers[at].followed.get_mut(&shard) else { return };
@@ -218,10 +220,7 @@ impl Sim {
     fn slices_read(&mut self, at: usize, shard: ShardId) {
         let worker = &mut self.workers[at];
         let Some(followed) = worker.followed.get_mut(&shard) else { return };
-        let idle = worker
-            .sessions
-            .iter()
-            .all(|(key, session)| session.shard != shard || followed.names(key));
+        let idle = worker.sessions.iter().all(|(key, session)| session.shard != shard || followed.names(key));
         if !followed.is_complete() || !idle {
             return;
         }
@@ -288,7 +287,12 @@ impl Sim {
                 let sent = self.workers[at].clock.at(self.now);
                 let deadline = u64::try_from(self.timing.renewal_deadline().as_millis()).unwrap();
                 let first = !self.workers[at].registered;
-                self.worker_request(at, deadline, Pending::Renew { sent }, Call::Renew { by: me, first, leaving });
+                self.worker_request(
+                    at,
+                    deadline,
+                    Pending::Renew { sent },
+                    Call::Renew { by: me, first, leaving },
+                );
             }
             Order::Look(shard) => self.worker_request(at, 5_000, Pending::Look(shard), Call::Get(shard)),
             Order::Follow { shard, epoch, slices } => {
@@ -451,7 +455,8 @@ impl Sim {
             return;
         }
         let who = Who::Worker(at, self.workers[at].life);
-        let Some(session) = self.workers[at].sessions.get(&key).filter(|session| session.id == id).cloned() else {
+        let Some(session) = self.workers[at].sessions.get(&key).filter(|session| session.id == id).cloned()
+        else {
             return;
         };
         match session.stage {
@@ -459,7 +464,8 @@ impl Sim {
                 self.acts(at, &key, session.login, "retrieves");
                 let waiting = self.drops[&key].mail.clone();
                 let batch: BTreeSet<_> = waiting.difference(&session.seen).copied().collect();
-                let draining = self.workers[at].followed.get(&session.shard).is_none_or(|followed| followed.draining);
+                let draining =
+                    self.workers[at].followed.get(&session.shard).is_none_or(|followed| followed.draining);
                 let next = if batch.is_empty() || draining { Stage::Committed } else { Stage::Fetched };
                 let live = self.workers[at].sessions.get_mut(&key).expect("the session");
                 (live.stage, live.batch) = (next, batch.clone());
@@ -496,7 +502,9 @@ impl Sim {
                     let void = self.workers.iter().enumerate().filter(|(other, worker)| {
                         let theirs = worker.sessions.get(&key);
                         *other != at
-                            && theirs.is_some_and(|theirs| theirs.stage == Stage::Fetched && theirs.batch.contains(&message))
+                            && theirs.is_some_and(|theirs| {
+                                theirs.stage == Stage::Fetched && theirs.batch.contains(&message)
+                            })
                     });
                     let void = u32::try_from(void.count()).unwrap();
                     let aborted = self.aborted.get(&message).copied().unwrap_or(0) + void;
@@ -504,7 +512,9 @@ impl Sim {
                         self.breaks(format!("message {message} is lost"));
                     }
                     if times > 1 + aborted {
-                        self.breaks(format!("I3: message {message} delivered {times} times, {aborted} batches aborted"));
+                        self.breaks(format!(
+                            "I3: message {message} delivered {times} times, {aborted} batches aborted"
+                        ));
                     }
                     self.counts.repeated += u64::from(times > 1);
                 }
