@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::index::{Maildrop, Record};
 use super::validate::ValidatedRecord;
-use crate::api::ItemPast;
 use crate::api::checks::Claim;
 use crate::domain::work::WorkItem;
 
@@ -14,7 +13,6 @@ pub(super) struct Prepared {
     pub(super) item: Arc<WorkItem>,
     pub(super) uid: Arc<str>,
     pub(super) generation: i64,
-    pub(super) past: ItemPast,
     pub(super) paused: bool,
     pub(super) warnings: Vec<String>,
 }
@@ -37,7 +35,6 @@ pub(super) fn build(validated: ValidatedRecord, record: &Record) -> Prepared {
         item: Arc::new(item),
         uid: Arc::clone(&record.uid),
         generation: record.generation,
-        past: record.shown.past,
         paused,
         warnings,
     }

@@ -337,7 +337,7 @@ impl View {
     pub(super) fn set_settings(
         &mut self,
         meta: &ObjectMeta,
-        spec: Result<RpopSettingsSpec, String>,
+        spec: &Result<RpopSettingsSpec, String>,
         status: Option<&RpopSettingsStatus>,
     ) {
         let (uid, generation) = identity(meta);
@@ -355,7 +355,7 @@ impl View {
             return;
         }
         let first = self.settings.is_none();
-        let (rules, faults) = match &spec {
+        let (rules, faults) = match spec {
             Ok(spec) => match work::settings(spec) {
                 Ok((_, source)) => (Some(rules_of(spec, source)), Vec::new()),
                 Err(faults) => {
@@ -454,6 +454,16 @@ impl View {
         if self.records.contains_key(&key) {
             self.dirty.insert(key);
         }
+    }
+
+    /// Whether no record waits to be looked at.
+    pub(super) fn all_looked_at(&self) -> bool {
+        self.dirty.is_empty() && !self.names_stale
+    }
+
+    /// The Main Domain, if the settings in force name one.
+    pub(super) fn main_domain(&self) -> Option<&str> {
+        self.rules.as_ref()?.main_domain.as_deref()
     }
 
     /// Up to `most` records to look at. They are taken: what is not done with

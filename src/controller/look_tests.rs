@@ -49,7 +49,7 @@ fn domain(view: &mut View, name: &str, generation: i64, more: &Value) {
 
 fn settings(view: &mut View, generation: i64, spec: Value) {
     let spec = serde_json::from_value(spec).map_err(|error| error.to_string());
-    view.set_settings(&meta(None, "default", generation), spec, None);
+    view.set_settings(&meta(None, "default", generation), &spec, None);
 }
 
 fn labels(team: &str) -> BTreeMap<String, String> {

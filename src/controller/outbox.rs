@@ -92,13 +92,6 @@ impl<K: Clone + Eq + Hash, J> Outbox<K, J> {
         }
     }
 
-    /// Forgets everything that waits.
-    pub(super) fn clear(&mut self) {
-        self.waiting.clear();
-        self.due.clear();
-        self.failures.clear();
-    }
-
     /// The next write, if one may begin. It runs until [`Outbox::ended`].
     pub(super) fn next(&mut self, now: Instant) -> Option<(K, J)> {
         self.fill(now);
@@ -142,11 +135,6 @@ impl<K: Clone + Eq + Hash, J> Outbox<K, J> {
                 self.enqueue(key, job, now + pause);
             }
         }
-    }
-
-    /// Whether nothing waits and nothing runs.
-    pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
     }
 
     /// How many wait.

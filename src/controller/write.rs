@@ -6,13 +6,12 @@ use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParam
 use kube::{Client, Resource};
 use serde_json::Value;
 
-use super::decree::{self, Answer};
 use super::outbox::Ended;
 use super::status::{MANAGER, Wanted};
 use crate::api::{RpopDomain, RpopRecord, RpopSettings};
-use crate::domain::shards::leader::Decree;
 use crate::domain::work::RecordKey;
-use crate::k8s::error::ApiError;
+use crate::k8s::client::REQUEST_DEADLINE;
+use crate::k8s::error::{ApiError, within};
 
 /// Which object is written: one write at a time for each.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -20,8 +19,6 @@ pub(super) enum Target {
     Record(RecordKey),
     Domain(Arc<str>),
     Settings,
-    /// One of the objects that the work is distributed by: kind and name.
-    Own(&'static str, String),
 }
 
 impl std::fmt::Display for Target {
@@ -30,7 +27,6 @@ impl std::fmt::Display for Target {
             Self::Record(key) => write!(f, "RpopRecord {key}"),
             Self::Domain(name) => write!(f, "RpopDomain {name}"),
             Self::Settings => f.write_str("RpopSettings default"),
-            Self::Own(kind, name) => write!(f, "{kind} {name}"),
         }
     }
 }
@@ -42,30 +38,28 @@ pub(super) enum Job {
     Status { wanted: Wanted, body: Value },
     /// The record of that uid and version is removed.
     Remove { uid: Arc<str>, version: Arc<str> },
-    /// What the leader decided.
-    Decree(Box<Decree>),
 }
 
 /// What the outbox shall do about an error. Conflicts and what is gone are not
 /// tried again: the watch tells what is there now, and that is decided anew.
 pub(super) fn ended(error: &ApiError) -> Ended {
     match error {
-        ApiError::NotFound { .. } | ApiError::Conflict { .. } | ApiError::Gone { .. } => Ended::Done,
+        // An object that the schema of today refuses can be told nothing; its
+        // Event says why.
+        ApiError::NotFound { .. }
+        | ApiError::Conflict { .. }
+        | ApiError::Gone { .. }
+        | ApiError::Invalid { .. } => Ended::Done,
         error => Ended::Again(error.retry_after()),
     }
 }
 
 /// Writes.
-pub(super) async fn write(
-    client: &Client,
-    system: &str,
-    target: &Target,
-    job: &Job,
-) -> Result<Answer, ApiError> {
+pub(super) async fn write(client: &Client, target: &Target, job: &Job) -> Result<(), ApiError> {
     let (kind, namespace, name) = match target {
         Target::Record(key) => (resource::<RpopRecord>(), Some(&*key.namespace), &*key.name),
         Target::Domain(name) => (resource::<RpopDomain>(), None, &**name),
-        Target::Settings | Target::Own(..) => (resource::<RpopSettings>(), None, "default"),
+        Target::Settings => (resource::<RpopSettings>(), None, "default"),
     };
     let api: Api<DynamicObject> = match namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &kind),
@@ -74,17 +68,16 @@ pub(super) async fn write(
     match job {
         Job::Status { wanted: _, body } => {
             let params = PatchParams::apply(MANAGER).force();
-            api.patch_status(name, &params, &Patch::Apply(body)).await?;
+            within(REQUEST_DEADLINE, api.patch_status(name, &params, &Patch::Apply(body))).await?;
         }
         Job::Remove { uid, version } => {
             let same =
                 Preconditions { uid: Some(uid.to_string()), resource_version: Some(version.to_string()) };
             let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
-            api.delete(name, &params).await?;
+            within(REQUEST_DEADLINE, api.delete(name, &params)).await?;
         }
-        Job::Decree(decree) => return decree::execute(client, system, decree).await,
     }
-    Ok(Answer::Nothing)
+    Ok(())
 }
 
 fn resource<K: Resource<DynamicType = ()>>() -> ApiResource {

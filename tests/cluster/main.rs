@@ -19,6 +19,7 @@
 
 mod admission;
 mod chaos;
+mod controller;
 mod fixture;
 mod ledger;
 mod install;
