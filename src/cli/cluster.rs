@@ -6,14 +6,16 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 
 use clap::Args;
+use tokio::sync::watch;
 
 use super::{Exit, Listen, parse_listen, process};
 use crate::domain::shards::timing::Timing;
+use crate::engine::ports::Stage;
 use crate::k8s::client::Cluster;
 use crate::telemetry::http::{self, Health};
 use crate::telemetry::logs::CRASH;
 use crate::telemetry::metrics::Metrics;
-use crate::{shutdown, worker};
+use crate::{controller, shutdown, worker};
 
 /// Where metrics are served in a pod when nothing is said.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 9465);
@@ -44,8 +46,12 @@ fn parse_timing(text: &str) -> Result<Timing, String> {
 /// Which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
+    /// Makes work items of records and gives shards to workers.
+    Controller,
     /// Takes shards and polls.
     Worker,
+    /// Both, in one process.
+    Combined,
 }
 
 type Failure = (Exit, String);
@@ -75,16 +81,69 @@ async fn prepared(part: Part, arguments: Process) -> Result<(), Failure> {
         }
         Listen::Off => None,
     };
+    let Process { timing, shards, .. } = arguments;
+    let leads = controller::Options { timing, shards };
+    let works = worker::Options { timing, host_name: process::host_name() };
     let result = match part {
+        Part::Controller => {
+            controller::run(cluster, leads, stop, metrics, health).await.map_err(|error| failed(&error))
+        }
         Part::Worker => {
-            let options = worker::Options { timing: arguments.timing, host_name: process::host_name() };
-            worker::run(cluster, options, stop, metrics, health).await.map_err(|error| failed(&error))
+            worker::run(cluster, works, stop, metrics, health).await.map_err(|error| failed(&error))
+        }
+        Part::Combined => {
+            // Each has a health of its own, and the process that of both.
+            let other = Arc::new(Health::default());
+            health.join(Arc::clone(&other));
+            let (end, ended) = watch::channel(*stop.borrow());
+            let controller = {
+                let ended = ended.clone();
+                let (cluster, metrics) = (cluster.clone(), Arc::clone(&metrics));
+                async {
+                    controller::run(cluster, leads, ended, metrics, other)
+                        .await
+                        .map_err(|error| failed(&error))
+                }
+            };
+            let worker = async {
+                worker::run(cluster, works, ended, metrics, health).await.map_err(|error| failed(&error))
+            };
+            together(worker, controller, stop, end).await
         }
     };
     if let Some(server) = server {
         server.abort();
     }
     result
+}
+
+/// Runs both until both have ended. When one ends by itself the other is told
+/// to end, too: half of the process is of no use.
+async fn together(
+    worker: impl Future<Output = Result<(), Failure>>,
+    controller: impl Future<Output = Result<(), Failure>>,
+    mut stop: watch::Receiver<Stage>,
+    end: watch::Sender<Stage>,
+) -> Result<(), Failure> {
+    let (mut worker, mut controller) = (std::pin::pin!(worker), std::pin::pin!(controller));
+    let (mut worked, mut controlled, mut speaks) = (None, None, true);
+    loop {
+        tokio::select! {
+            result = &mut worker, if worked.is_none() => worked = Some(result),
+            result = &mut controller, if controlled.is_none() => controlled = Some(result),
+            changed = stop.changed(), if speaks => {
+                speaks = changed.is_ok();
+                let stage = *stop.borrow_and_update();
+                end.send_if_modified(|now| std::mem::replace(now, stage.max(*now)) < stage);
+                continue;
+            }
+        }
+        match (worked.take(), controlled.take()) {
+            (Some(worked), Some(controlled)) => return worked.and(controlled),
+            (one, other) => (worked, controlled) = (one, other),
+        }
+        end.send_if_modified(|now| std::mem::replace(now, (*now).max(Stage::Draining)) == Stage::Running);
+    }
 }
 
 fn misconfigured(error: &dyn std::error::Error) -> Failure {
@@ -105,4 +164,32 @@ fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn until_told(mut stop: watch::Receiver<Stage>) -> Result<(), Failure> {
+        stop.wait_for(|stage| *stage >= Stage::Draining).await.ok();
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn half_of_a_process_is_of_no_use() {
+        let (_signal, stop) = watch::channel(Stage::Running);
+        let (end, ended) = watch::channel(Stage::Running);
+        let lost = async { Err((Exit::Failed, "lost".to_owned())) };
+        let result = together(lost, until_told(ended), stop, end).await;
+        assert_eq!(result, Err((Exit::Failed, "lost".to_owned())));
+    }
+
+    #[tokio::test]
+    async fn a_signal_ends_both() {
+        let (signal, stop) = watch::channel(Stage::Running);
+        let (end, ended) = watch::channel(Stage::Running);
+        signal.send_replace(Stage::Draining);
+        let result = together(until_told(ended.clone()), until_told(ended), stop, end).await;
+        assert_eq!(result, Ok(()));
+    }
 }

@@ -16,9 +16,10 @@ use super::hosts::{self, Hosts};
 use super::report::Reporter;
 use super::roster::Roster;
 use super::shard::{self, StatusWrite};
-use super::slice::{Change, Slice, Watches, read_all};
+use super::slice::{Change, Problem, Slice, Watches, read_all};
 use super::watching::Shown;
 use crate::api::{RpopShard, Sliced};
+use crate::domain::code::Code;
 use crate::domain::shards::holding::{Exit, Heard, Order, Renewed, Written};
 use crate::domain::shards::{Incarnation, ShardId};
 use crate::domain::work::{RecordKey, Settings};
@@ -28,8 +29,9 @@ use crate::k8s::client::Cluster;
 use crate::k8s::error::{ApiError, within};
 use crate::k8s::events::{Events, Happening, reason, reference};
 use crate::k8s::lease::Word;
-use crate::k8s::status::StatusWriter;
-use crate::run::{Desired, Problem};
+use crate::k8s::status::{StatusWriter, Subject};
+use crate::run::Desired;
+use crate::run::status::{FailedHost, LastError, RecordStatus};
 use crate::telemetry::http::Health;
 use crate::telemetry::metrics::Metrics;
 
@@ -79,10 +81,14 @@ struct Following {
     draining: Option<i64>,
     /// All but the statuses is done since then.
     flushing: Option<Instant>,
+    /// The drain took too long: its sessions were dropped then.
+    dropped: Option<Instant>,
     /// Taken in, but sessions of records that are no more are still open.
     pending: Option<Pending>,
     /// Slices that were said to be unusable, by their generation.
     told: BTreeMap<u32, i64>,
+    /// Records that were said to be unreadable, and why.
+    problems: BTreeMap<RecordKey, Problem>,
 }
 
 struct Pending {
@@ -115,7 +121,7 @@ pub(super) struct Parts {
     /// To the run.
     pub(super) desired: mpsc::Sender<Desired>,
     /// Of this worker's own polls.
-    pub(super) failing: watch::Receiver<Vec<crate::run::status::FailedHost>>,
+    pub(super) failing: watch::Receiver<Vec<FailedHost>>,
 }
 
 /// See the module's page.
@@ -311,7 +317,9 @@ impl Driver {
             }
             Order::Drain { shard, epoch } => {
                 if let Some(following) = self.following.get_mut(&shard) {
-                    (following.active, following.draining, following.flushing) = (false, Some(epoch), None);
+                    following.active = false;
+                    following.draining = Some(epoch);
+                    (following.flushing, following.dropped) = (None, None);
                 }
                 tracing::info!(%shard, epoch, "its sessions end, then it is handed over");
                 self.parts.roster.tell(Some(shard), Stage::Draining);
@@ -320,12 +328,16 @@ impl Driver {
                 self.dirty = Some(Instant::now());
             }
             Order::Abort(shard) => {
-                if let Some(following) = self.following.get_mut(&shard)
-                    && std::mem::replace(&mut following.active, false)
-                {
-                    self.parts.metrics.moved("lost");
-                    tracing::warn!(%shard, "it is another worker's: its sessions are dropped");
-                    self.dirty = Some(Instant::now());
+                if let Some(following) = self.following.get_mut(&shard) {
+                    if following.draining.is_some() {
+                        tracing::warn!(%shard, "sessions that have not ended in time are dropped");
+                        following.dropped = Some(Instant::now());
+                    }
+                    if std::mem::replace(&mut following.active, false) {
+                        self.parts.metrics.moved("lost");
+                        tracing::warn!(%shard, "it is another worker's: its sessions are dropped");
+                        self.dirty = Some(Instant::now());
+                    }
                 }
                 self.parts.roster.tell(Some(shard), Stage::Aborting);
             }
@@ -493,6 +505,7 @@ impl Driver {
                 });
             }
         }
+        following.tell_problems(shard, &self.parts.writer);
         let strays = self.parts.roster.assign(shard, &records);
         for key in &strays {
             self.parts.roster.tell_record(key, Stage::Draining);
@@ -535,7 +548,9 @@ impl Driver {
         let mut drained = Vec::new();
         for (shard, following) in &mut self.following {
             let Some(epoch) = following.draining else { continue };
-            if roster.open(*shard) > 0 || !reporter.has_let_go(*shard) {
+            // What counts are the sessions; the run's word is for the statuses.
+            let patient = following.dropped.is_none_or(|since| now.duration_since(since) < STATUS_LIMIT);
+            if roster.open(*shard) > 0 || (patient && !reporter.has_let_go(*shard)) {
                 continue;
             }
             let since = *following.flushing.get_or_insert(now);
@@ -607,10 +622,8 @@ impl Driver {
         let active = self.active();
         let entries = self.parts.roster.records_of(&active);
         let mut past = HashMap::new();
-        let mut problems: BTreeMap<RecordKey, Problem> = BTreeMap::new();
         for following in self.following.values().filter(|following| following.active) {
             for slice in following.slices.values() {
-                problems.extend(slice.problems.iter().map(|(key, problem)| (key.clone(), problem.clone())));
                 let new = slice.records.iter().filter(|(key, _)| !self.given.contains(*key));
                 past.extend(new.map(|(key, sliced)| (key.clone(), past_of(sliced))));
             }
@@ -624,7 +637,7 @@ impl Driver {
             settings,
             items: entries.into_iter().map(|entry| entry.item).collect(),
             retry: std::mem::take(&mut self.retry),
-            problems,
+            problems: BTreeMap::new(),
             past,
             host_limits,
             hosts: self.hosts.news(),
@@ -643,8 +656,10 @@ impl Following {
             active: false,
             draining: None,
             flushing: None,
+            dropped: None,
             pending: None,
             told: BTreeMap::new(),
+            problems: BTreeMap::new(),
         }
     }
 
@@ -657,6 +672,24 @@ impl Following {
                 true
             }
         }
+    }
+
+    /// Says of records that cannot be read that it is so.
+    fn tell_problems(&mut self, shard: ShardId, writer: &StatusWriter) {
+        let all = self.slices.values().flat_map(|slice| &slice.problems);
+        let problems: BTreeMap<RecordKey, Problem> =
+            all.map(|(key, problem)| (key.clone(), problem.clone())).collect();
+        for key in self.problems.keys().filter(|key| !problems.contains_key(*key)) {
+            writer.leave(key);
+        }
+        for (key, problem) in problems.iter().filter(|(key, now)| self.problems.get(*key) != Some(*now)) {
+            tracing::error!(record = %key, code = %Code::ConfigInvalid, "{}", problem.message);
+            let subject = Subject { uid: Arc::clone(&problem.uid), generation: problem.generation, shard };
+            let now = jiff::Timestamp::now().as_second();
+            let error = Some(Box::new(LastError::new(Code::ConfigInvalid, &problem.message, now)));
+            writer.put(key, subject, RecordStatus { error, ..RecordStatus::default() });
+        }
+        self.problems = problems;
     }
 
     fn is_whole(&self) -> bool {

@@ -120,3 +120,7 @@ fn interrupted(why: &str, took: Duration) -> Report {
     let error = PollError { code: Code::Interrupted, message: why.to_owned(), scope: Scope::Local };
     Report { result: Err(error), counters: Counters::default(), took, login_delay: None, refused: None }
 }
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod tests;

@@ -8,17 +8,16 @@ use kube::ResourceExt as _;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::watching::{Shown, watch};
 use crate::api::{RpopWorkSlice, Sliced};
-use crate::domain::code::Code;
 use crate::domain::shards::ShardId;
-use crate::domain::text::escape;
+use crate::domain::text::shown;
 use crate::domain::work::RecordKey;
 use crate::k8s::error::within;
-use crate::run::Problem;
 
 /// One request.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -32,6 +31,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 const SINGLE_WATCHES: usize = 32;
 /// Objects of a page, where all are listed: a slice has up to 128 KiB.
 const PAGE: u32 = 32;
+
+/// A record that cannot be polled as its item stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// `metadata.uid`; empty where it cannot be told.
+    pub(super) uid: Arc<str>,
+    pub(super) generation: i64,
+    /// One line for people.
+    pub(super) message: String,
+}
 
 /// A slice, read.
 #[derive(Clone, Debug, Default)]
@@ -70,8 +79,15 @@ impl Slice {
                         Err(error) => {
                             let (namespace, name) = error.record.split_once('/').unwrap_or(("?", "?"));
                             let key = RecordKey { namespace: namespace.into(), name: name.into() };
-                            let message = escape(&error.message);
-                            let problem = Problem { code: Code::ConfigInvalid, message, keep: false };
+                            let item = slice.spec.items.get(error.at).unwrap_or(&Value::Null);
+                            let problem = Problem {
+                                uid: item.get("uid").and_then(Value::as_str).unwrap_or_default().into(),
+                                generation: item.get("generation").and_then(Value::as_i64).unwrap_or(0),
+                                message: format!(
+                                    "this worker cannot read its work item: {}",
+                                    shown(&error.message)
+                                ),
+                            };
                             read.problems.insert(key, problem);
                         }
                     }

@@ -416,6 +416,7 @@ impl Leader {
             let said = self.slices.said.take().unwrap_or_default();
             self.records.recall(said);
         }
+        self.records.spread();
         let mut decrees = self.lead_workers(now);
         let under_way = self.busy.values().filter(|busy| matches!(busy.flight, Flight::UnderWay)).count();
         let mut room = MOST_WRITES.saturating_sub(under_way);
@@ -426,7 +427,6 @@ impl Leader {
         room -= shards.len();
         decrees.extend(shards);
         self.settle(&gone);
-        self.records.spread();
         let (busy, slices) = (&self.busy, &mut self.slices);
         decrees.extend(slices.decide(&mut self.records, |target| is_busy(busy, target, now), room));
         for decree in &decrees {

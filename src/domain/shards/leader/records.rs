@@ -249,15 +249,8 @@ impl Records {
         }
         self.counted = Some(self.count);
         let scale = self.scale();
-        let mut changed = vec![false; self.hosts.len()];
-        for (host, changed) in self.hosts.iter_mut().zip(&mut changed) {
-            let factor = (host.count > 0).then(|| scale.factor(host.factor, host.count));
-            // Also at first: its records are where one shard would have them.
-            *changed = factor.is_some_and(|factor| host.factor != Some(factor));
-            host.factor = factor;
-        }
-        if !changed.iter().any(|changed| *changed) {
-            return;
+        for host in &mut self.hosts {
+            host.factor = (host.count > 0).then(|| scale.factor(host.factor, host.count));
         }
         for number in 0..self.records.len() {
             let Some(wish) = &self.records[number].wish else { continue };

@@ -19,11 +19,19 @@ struct Slice {
     removed: Vec<(Number, i64)>,
     /// What a write puts in whose end is not known.
     maybe: Vec<Number>,
+    /// It names records taken out, perhaps such as need not be named any more.
+    noted: bool,
 }
 
 impl Slice {
     fn is_used(&self) -> bool {
-        self.version.is_some() && !(self.items.is_empty() && self.removed.is_empty() && self.maybe.is_empty())
+        let empty = self.items.is_empty() && self.removed.is_empty() && self.maybe.is_empty();
+        self.version.is_some() && (!empty || self.noted)
+    }
+
+    /// Empty, but for names that would make another leader wait for nothing.
+    fn is_to_be_cleared(&self) -> bool {
+        self.noted && self.items.is_empty() && self.removed.is_empty()
     }
 
     fn holds(&self) -> HashSet<Number> {
@@ -74,6 +82,7 @@ impl Slices {
         slice.maybe.clear();
         slice.version = Some(seen.version);
         slice.generation = seen.generation;
+        slice.noted = !seen.removed.is_empty();
         let after = slice.holds();
         let old = std::mem::take(&mut slice.removed);
         for key in &seen.removed {
@@ -217,11 +226,13 @@ impl Slices {
 
     /// Writes of which nobody knows whether they were done, or still will be,
     /// are made void by another one; a slice that somebody deleted while its
-    /// records were on their way out is there again for its holder to see.
+    /// records were on their way out is there again for its holder to see; and
+    /// an empty one forgets what it was emptied of.
     fn add_unresolved(&self, records: &Records, shard: ShardId, rewrites: &mut Vec<packing::Rewrite>) {
         for ((_, number), slice) in self.slices.range((shard, 0)..=(shard, u32::MAX)) {
-            let unresolved =
-                !slice.maybe.is_empty() || (slice.version.is_none() && !slice.removed.is_empty());
+            let unresolved = !slice.maybe.is_empty()
+                || (slice.version.is_none() && !slice.removed.is_empty())
+                || slice.is_to_be_cleared();
             let number = *number as usize;
             if unresolved && !rewrites.iter().any(|rewrite| rewrite.slice == number) {
                 let stays = slice.items.iter().map(|item| item.record);
