@@ -318,6 +318,7 @@ struct Busy {
 /// a new one: it tells it all shards, all slices and all records (in any
 /// order), and then begins to read the Leases. Until it has all that it
 /// decides nothing.
+#[allow(clippy::struct_excessive_bools, reason = "what was told and what was done are apart")]
 pub struct Leader {
     config: Config,
     workers: Workers,
@@ -374,7 +375,9 @@ impl Leader {
             Seen::Shards(all) => {
                 let names: Vec<ShardId> = all.iter().map(|shard| shard.id).collect();
                 self.shards.retain(|id, _| names.contains(id));
-                all.into_iter().for_each(|shard| self.see_shard(now, shard));
+                for shard in all {
+                    self.see_shard(now, shard);
+                }
                 self.shards_told.get_or_insert(now);
             }
             Seen::Shard(shard) => self.see_shard(now, shard),

@@ -129,7 +129,9 @@ fn empty_last(drafts: &mut [Draft<'_>]) {
         before.iter_mut().find(|taker| taker.count() + items <= MOST_ITEMS && taker.bytes + bytes <= FULL);
     if let Some(taker) = taker {
         giver.gives = true;
-        std::mem::take(&mut giver.items).into_iter().for_each(|item| taker.add(item));
+        for item in std::mem::take(&mut giver.items) {
+            taker.add(item);
+        }
     }
 }
 

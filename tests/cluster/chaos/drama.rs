@@ -91,7 +91,7 @@ impl Drama {
         for _ in 0..workers {
             fleet.add_worker().await;
         }
-        let took = fleet.settle(Duration::from_secs(60)).await;
+        let took = fleet.settle(Duration::from_mins(1)).await;
         println!("all shards are placed after {took:?}");
         let traffic = Traffic::start(&fleet, seed);
         let limit = fleet.size.poll_every * 3 + Duration::from_secs(30);
@@ -300,7 +300,7 @@ impl Drama {
         let holder = self.holder_at(at).await;
         let name = self.fleet.workers[at].name().to_owned();
         self.fleet.workers[at].signal(Signal::TERM);
-        let status = self.fleet.outlast_worker(&name, Duration::from_secs(60)).await;
+        let status = self.fleet.outlast_worker(&name, Duration::from_mins(1)).await;
         assert!(status.success(), "{name} ends with {status}\n{}", self.fleet.logs());
         let shards = self.fleet.shards().await.unwrap_or_default();
         let left = shards.values().filter(|(name, _)| *name == holder).count();
@@ -454,7 +454,7 @@ impl Drama {
             sleep(Duration::from_secs(4)).await;
             let name = self.fleet.workers[0].name().to_owned();
             self.fleet.workers[0].signal(Signal::TERM);
-            let status = self.fleet.outlast_worker(&name, Duration::from_secs(60)).await;
+            let status = self.fleet.outlast_worker(&name, Duration::from_mins(1)).await;
             assert!(status.success(), "{name} ends with {status}\n{}", self.fleet.logs());
         }
     }

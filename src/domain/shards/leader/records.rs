@@ -145,8 +145,12 @@ impl Records {
         for record in &all {
             gone.remove(&record.key);
         }
-        gone.iter().for_each(|key| self.remove(key));
-        all.into_iter().for_each(|record| self.put(&record));
+        for key in &gone {
+            self.remove(key);
+        }
+        for record in all {
+            self.put(&record);
+        }
     }
 
     pub(super) fn put(&mut self, seen: &RecordSeen) {

@@ -57,8 +57,12 @@ impl Slices {
     pub(super) fn replace(&mut self, records: &mut Records, all: Vec<SliceSeen>) {
         let names: HashSet<Place> = all.iter().map(|slice| (slice.shard, slice.number)).collect();
         let gone: Vec<Place> = self.slices.keys().filter(|at| !names.contains(*at)).copied().collect();
-        gone.into_iter().for_each(|at| self.gone(records, at));
-        all.into_iter().for_each(|slice| self.see(records, slice));
+        for at in gone {
+            self.gone(records, at);
+        }
+        for slice in all {
+            self.see(records, slice);
+        }
     }
 
     pub(super) fn see(&mut self, records: &mut Records, seen: SliceSeen) {
