@@ -328,7 +328,6 @@ pub struct Leader {
     shards_told: Option<Boot>,
     slices_told: bool,
     records_told: bool,
-    begun: bool,
     busy: HashMap<Target, Busy>,
     balanced: Boot,
     /// The first placement of this leader was made, or not needed.
@@ -346,7 +345,6 @@ impl Leader {
             shards_told: None,
             slices_told: false,
             records_told: false,
-            begun: false,
             busy: HashMap::new(),
             balanced: Boot(0),
             warm: false,
@@ -374,7 +372,9 @@ impl Leader {
             Seen::Shards(all) => {
                 let names: Vec<ShardId> = all.iter().map(|shard| shard.id).collect();
                 self.shards.retain(|id, _| names.contains(id));
-                all.into_iter().for_each(|shard| self.see_shard(now, shard));
+                for shard in all {
+                    self.see_shard(now, shard);
+                }
                 self.shards_told.get_or_insert(now);
             }
             Seen::Shard(shard) => self.see_shard(now, shard),
@@ -394,7 +394,7 @@ impl Leader {
                 self.slices.gone(&mut self.records, (shard, number));
             }
             Seen::Records(all) => {
-                self.records.replace(all);
+                self.records.replace(&all);
                 self.records_told = true;
             }
             Seen::Record(record) => self.records.put(&record),
@@ -412,8 +412,7 @@ impl Leader {
         if !self.is_ready() {
             return Vec::new();
         }
-        if !std::mem::replace(&mut self.begun, true) {
-            let said = self.slices.said.take().unwrap_or_default();
+        if let Some(said) = self.slices.said.take() {
             self.records.recall(said);
         }
         self.records.spread();
