@@ -4,12 +4,19 @@ CARGO := scripts/cargo
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: bootstrap ## Shows RPOP at work: private mail servers, several mailboxes, every message proved
 	@$(CARGO) build --quiet --bin rpop --example demo || $(CARGO) build --bin rpop --example demo
 	@target/debug/examples/demo
+
+# STAY=1 leaves it running until Enter is pressed.
+.PHONY: run-cluster
+run-cluster: bootstrap ## The operator on a private Kubernetes API server: mail moves, a worker is killed
+	@scripts/kubetools >/dev/null
+	@$(CARGO) build --quiet --bin rpop --example cluster_demo || $(CARGO) build --bin rpop --example cluster_demo
+	@STAY=$(STAY) target/debug/examples/cluster_demo
 
 # TESTFLAGS="name --nocapture" chooses tests; RPOP_BINARY=/path tries another
 # build of rpop; RPOP_CHAOS=1000 gives the random tests a night's work. The tests

@@ -8,6 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::Value;
 
+pub(crate) mod checks;
 // The derive copies each struct into a function, `pub` included; columns repeat
 // their types, and switches are what users know them as.
 #[allow(unreachable_pub)]
@@ -59,7 +60,7 @@ pub const API_VERSION: &str = "rpop.dev/v1alpha1";
 pub fn crds() -> Vec<CustomResourceDefinition> {
     [RpopDomain::crd(), RpopRecord::crd(), RpopSettings::crd(), RpopShard::crd(), RpopWorkSlice::crd()]
         .into_iter()
-        .map(without_nullable)
+        .map(polished)
         .collect()
 }
 
@@ -71,7 +72,7 @@ pub(crate) fn crd_of(kind: &str) -> Option<CustomResourceDefinition> {
         "RpopSettings" => RpopSettings::crd(),
         _ => return None,
     };
-    Some(without_nullable(crd))
+    Some(polished(crd))
 }
 
 /// One CRD as YAML, the content of its file under `crds/`.
@@ -102,22 +103,42 @@ pub(crate) fn schema_of(crd: &CustomResourceDefinition) -> Value {
         .unwrap_or(Value::Null)
 }
 
+/// A CRD as it is applied, from what the derive makes.
+fn polished(crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let mut tree = serde_json::to_value(&crd).unwrap_or(Value::Null);
+    without_nullable(&mut tree);
+    with_name(&mut tree);
+    serde_json::from_value(tree).unwrap_or(crd)
+}
+
 /// An optional field may be left out; `null` in its place is an error. With
 /// `nullable` the rules would have to tell three cases apart.
-fn without_nullable(crd: CustomResourceDefinition) -> CustomResourceDefinition {
-    fn strip(value: &mut Value) {
-        match value {
-            Value::Object(map) => {
-                if map.get("nullable").is_some_and(Value::is_boolean) {
-                    map.remove("nullable");
-                }
-                map.values_mut().for_each(strip);
+fn without_nullable(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            if map.get("nullable").is_some_and(Value::is_boolean) {
+                map.remove("nullable");
             }
-            Value::Array(items) => items.iter_mut().for_each(strip),
-            _ => {}
+            map.values_mut().for_each(without_nullable);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_nullable),
+        _ => {}
+    }
+}
+
+/// A rule that finds fault with the name says so at `metadata.name` (without a
+/// path the API server would print `<nil>`): a path must be one of the schema.
+fn with_name(crd: &mut Value) {
+    let Some(versions) = crd.pointer_mut("/spec/versions").and_then(Value::as_array_mut) else { return };
+    for schema in versions.iter_mut().filter_map(|version| version.pointer_mut("/schema/openAPIV3Schema")) {
+        let rules = schema.get("x-kubernetes-validations").and_then(Value::as_array);
+        let speaks = |rule: &Value| rule.get("fieldPath").is_some_and(|path| path == ".metadata.name");
+        if rules.is_some_and(|rules| rules.iter().any(speaks))
+            && let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut)
+        {
+            let name = serde_json::json!({"type": "string", "description": "The name of the object."});
+            let metadata = serde_json::json!({"type": "object", "properties": {"name": name}});
+            properties.insert("metadata".into(), metadata);
         }
     }
-    let mut tree = serde_json::to_value(&crd).unwrap_or(Value::Null);
-    strip(&mut tree);
-    serde_json::from_value(tree).unwrap_or(crd)
 }

@@ -22,7 +22,7 @@ use super::status::RpopRecordStatus;
     derive = "PartialEq",
     doc = "A remote POP3 maildrop, and the local account that gets its mail.",
     category = "mail",
-    validation = Rule::new("size(self.metadata.name) <= 180").message("write a name of at most 180 characters: the record's ledger is named after it"),
+    validation = Rule::new("size(self.metadata.name) <= 180").message("write a name of at most 180 characters: the record's ledger is named after it").field_path(".metadata.name"),
     validation = Rule::new("!has(self.spec.pollEvery) || self.spec.pollEvery != 'Never' || oldSelf.hasValue()").message("pollEvery: Never removes a record that exists: to create one write a duration like 5m, or Disabled").optional_old_self(true).field_path(".spec.pollEvery"),
     printcolumn(name = "Poll Every", type_ = "string", json_path = ".spec.pollEvery"),
     printcolumn(name = "Account", type_ = "string", json_path = ".spec.account"),

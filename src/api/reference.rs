@@ -143,7 +143,7 @@ fn messages(schema: &Value, path: &str, found: &mut Vec<(String, String)>) {
         let at = format!("{path}{field}");
         let at = at.trim_start_matches('.').to_owned();
         if let Some(message) = rule.get("message").and_then(Value::as_str) {
-            found.push((if at.is_empty() { "metadata.name".into() } else { at }, message.to_owned()));
+            found.push((at, message.to_owned()));
         }
     }
     for (name, field) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {

@@ -20,7 +20,7 @@ use super::status::RpopSettingsStatus;
     derive = "PartialEq",
     doc = "What holds for all records. There is one, named default; changes take effect at once.",
     category = "mail",
-    validation = Rule::new("self.metadata.name == 'default'").message("name it default: there is one RpopSettings"),
+    validation = Rule::new("self.metadata.name == 'default'").message("name it default: there is one RpopSettings").field_path(".metadata.name"),
     printcolumn(name = "Processors", type_ = "integer", json_path = ".spec.processors"),
     printcolumn(name = "Main Domain", type_ = "string", json_path = ".spec.mainDomain"),
     printcolumn(name = "Log Level", type_ = "string", json_path = ".spec.logLevel"),

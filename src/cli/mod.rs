@@ -1,6 +1,7 @@
 //! The command line.
 
 mod check;
+mod cluster;
 mod process;
 mod progress;
 mod run;
@@ -51,6 +52,12 @@ enum Command {
     Check(Check),
     /// Show how each record is doing
     Status(Status),
+    /// In a cluster: make work of the records, and give it to workers
+    Controller(cluster::Process),
+    /// In a cluster: take a share of the records, poll and deliver
+    Worker(cluster::Process),
+    /// In a small cluster: controller and worker in one process
+    Combined(cluster::Process),
     /// Print the CustomResourceDefinitions, for kubectl apply -f -
     Crds,
     /// Print a completion script for a shell
@@ -222,6 +229,9 @@ fn dispatch(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(arguments) => block_on(run::run(arguments)),
         Command::Check(arguments) => block_on(check::check(arguments)),
         Command::Status(arguments) => status::status(&arguments),
+        Command::Controller(arguments) => block_on(cluster::run(cluster::Part::Controller, arguments)),
+        Command::Worker(arguments) => block_on(cluster::run(cluster::Part::Worker, arguments)),
+        Command::Combined(arguments) => block_on(cluster::run(cluster::Part::Combined, arguments)),
     }
     .into()
 }
@@ -284,6 +294,17 @@ mod tests {
         };
         assert_eq!(run.address(), Some("[::1]:1".parse().unwrap()));
         assert!(parse("run").is_err(), "without manifests there is nothing to do");
+    }
+
+    #[test]
+    fn the_processes_of_a_cluster_share_their_arguments() {
+        for name in ["controller", "worker", "combined"] {
+            assert!(parse(name).is_ok());
+            assert!(parse(&format!("{name} --timing fast --shards 8 --listen off")).is_ok());
+            let error = parse(&format!("{name} --timing quick")).unwrap_err().to_string();
+            assert!(error.contains("`default` or `fast`"), "{error}");
+            assert!(parse(&format!("{name} --shards 0")).is_err());
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::run::Poller;
 
 /// Descriptors beside those of sessions: logs, ledgers, metrics, manifests.
 const OTHER_FILES: u64 = 256;
+const MANY_FILES: u64 = 65_536;
 
 /// An engine over the real network.
 pub(super) fn engine(
@@ -44,7 +45,7 @@ impl Poller for Engine {
 }
 
 /// This host's name: letters, digits, hyphens and dots, as EHLO wants it.
-fn host_name() -> Arc<str> {
+pub(super) fn host_name() -> Arc<str> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
@@ -65,6 +66,17 @@ pub(super) fn raise_file_limit(processors: u32) {
             "{possible} files may be open, {wanted} may be needed for {processors} processors: raise the limit \
              (LimitNOFILE= of a systemd unit, or ulimit -n), or lower RpopSettings.processors"
         );
+    }
+}
+
+/// Lets the process open as many files as it may, up to a bound that is enough
+/// for any number of processors: in a cluster that number changes live.
+pub(super) fn raise_file_limit_far() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(MANY_FILES, |maximum| maximum.min(MANY_FILES));
+    if limit.current.is_some_and(|current| current < wanted) {
+        // If it may not be raised, the metrics of open files show it.
+        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit }).ok();
     }
 }
 

@@ -135,6 +135,7 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
         items: configuration.records.clone(),
         retry: HashSet::new(),
         problems: configuration.problems.clone(),
+        ..Desired::default()
     };
     let unpolled = configuration.problems.len() as u64;
     tracing::info!(
@@ -271,6 +272,7 @@ impl Reload {
                 items: now.records.clone(),
                 retry,
                 problems: now.problems.clone(),
+                ..Desired::default()
             };
             before = now;
             if self.changes.send(desired).await.is_err() {

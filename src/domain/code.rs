@@ -57,6 +57,10 @@ pub enum Code {
     LedgerConflict,
     /// The manifest refers to something that is not there or not allowed.
     ConfigInvalid,
+    /// No RpopDomain has the domain of the record's account.
+    DomainMissing,
+    /// The RpopDomain does not let the record's namespace use its account.
+    NotAllowed,
     /// The poll was ended by a shutdown or a change of the record.
     Interrupted,
     /// A defect of RPOP itself.
@@ -92,6 +96,8 @@ impl Code {
         Self::LedgerFull,
         Self::LedgerConflict,
         Self::ConfigInvalid,
+        Self::DomainMissing,
+        Self::NotAllowed,
         Self::Interrupted,
         Self::Internal,
     ];
@@ -125,6 +131,8 @@ impl Code {
             Self::LedgerFull => "LedgerFull",
             Self::LedgerConflict => "LedgerConflict",
             Self::ConfigInvalid => "ConfigInvalid",
+            Self::DomainMissing => "DomainMissing",
+            Self::NotAllowed => "NotAllowed",
             Self::Interrupted => "Interrupted",
             Self::Internal => "Internal",
         }

@@ -167,6 +167,8 @@ pub struct Scheduler {
     doubtful: u32,
     /// Doubtful sessions by the end of [`PATIENCE`], for [`Step::Yield`].
     unheard: BTreeSet<(Moment, u32)>,
+    /// Simultaneous polls of hosts that have a limit of their own.
+    limits: HashMap<(Arc<str>, u16), u32>,
     /// Sessions told to make room.
     yielding: u32,
     scheduled: u32,
@@ -190,6 +192,7 @@ impl Scheduler {
             polling: 0,
             doubtful: 0,
             unheard: BTreeSet::new(),
+            limits: HashMap::new(),
             yielding: 0,
             scheduled: 0,
         }
@@ -207,6 +210,19 @@ impl Scheduler {
                 self.fail_until(host, latest);
             }
         }
+        self.offer_all();
+    }
+
+    /// Simultaneous polls of these hosts (names in lower case), in the place of
+    /// the rules' number: this process has a part of them only.
+    pub fn limit(&mut self, hosts: HashMap<(Arc<str>, u16), u32>) {
+        if self.limits != hosts {
+            self.limits = hosts;
+            self.offer_all();
+        }
+    }
+
+    fn offer_all(&mut self) {
         self.ready.clear();
         self.doubtful_ready.clear();
         for host in 0..self.hosts.len() {

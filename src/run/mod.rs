@@ -84,7 +84,7 @@ pub struct Problem {
 }
 
 /// What is to be done from now on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Desired {
     /// The settings.
     pub settings: Arc<Settings>,
@@ -95,6 +95,15 @@ pub struct Desired {
     pub retry: HashSet<RecordKey>,
     /// Records that cannot be polled as their manifests are, and why.
     pub problems: BTreeMap<RecordKey, Problem>,
+    /// What others know of records that this run has not polled: looked at
+    /// when such a record is new here.
+    pub past: HashMap<RecordKey, Past>,
+    /// Simultaneous sessions with hosts (names in lower case) of which others
+    /// have their part.
+    pub host_limits: HashMap<(Arc<str>, u16), u32>,
+    /// Hosts that others have found to fail: left alone here, too, and never
+    /// told by [`Statuses::put_hosts`].
+    pub hosts: Vec<FailedHost>,
 }
 
 /// How a run ended.
@@ -187,6 +196,8 @@ pub struct Run<P> {
     failed_hosts: HashMap<(String, u16), LastError>,
     hosts_changed: bool,
     past: BTreeMap<RecordKey, RecordStatus>,
+    /// Removed while they were polled: how that poll ends is still told.
+    leaving: HashMap<RecordKey, Record>,
 }
 
 impl<P: Poller> Run<P> {
@@ -206,6 +217,7 @@ impl<P: Poller> Run<P> {
             failed_hosts: HashMap::new(),
             hosts_changed: false,
             past,
+            leaving: HashMap::new(),
             parts,
         };
         // A status whose record was removed while nothing ran.
@@ -216,7 +228,7 @@ impl<P: Poller> Run<P> {
         }
         run.apply(desired);
         if !once {
-            run.leave_alone(hosts);
+            run.leave_alone(hosts, true);
         }
         run
     }
@@ -417,7 +429,8 @@ impl<P: Poller> Run<P> {
         say(item, report, told, next);
         let code = report.result.as_ref().err().map(|error| error.code);
         let next = next.and_then(|next| jiff::Timestamp::now().checked_add(next).ok());
-        if let Some(record) = self.records.get_mut(&item.key) {
+        let here = self.records.get_mut(&item.key);
+        if let Some(record) = here.or_else(|| self.leaving.get_mut(&item.key)) {
             let unix = jiff::Timestamp::now().as_second();
             match &report.result {
                 Ok(()) => record.status.succeeded(unix, counters),
@@ -432,12 +445,16 @@ impl<P: Poller> Run<P> {
             record.status.next_poll = next.map(jiff::Timestamp::as_second);
             self.parts.statuses.put(&item.key, record.status.clone());
         }
+        if self.leaving.remove(&item.key).is_some() {
+            self.parts.statuses.remove(&item.key);
+            tracing::info!(record = %item.key, "removed");
+        }
         self.parts.audience.ended(item, report);
     }
 
     /// Takes up other settings and records.
     fn apply(&mut self, desired: Desired) {
-        let Desired { settings, items, retry, problems } = desired;
+        let Desired { settings, items, retry, problems, past, host_limits, hosts } = desired;
         let now = self.clock.now();
         // What failed may have failed because of a setting.
         let mended = Settings { log_level: settings.log_level, ..(*self.settings).clone() } != *settings;
@@ -446,12 +463,15 @@ impl<P: Poller> Run<P> {
             self.scheduler.follow(Rules::from(&*settings), now);
             self.settings = settings;
         }
+        self.scheduler.limit(host_limits);
         let mut gone: HashSet<RecordKey> = self.records.keys().cloned().collect();
         for item in items {
             gone.remove(&item.key);
             let again = retry.contains(&item.key);
-            self.put(item, again, mended, now);
+            let past = past.get(&item.key).copied();
+            self.put(item, again, mended, past, now);
         }
+        self.leave_alone(hosts, false);
         for (key, problem) in &problems {
             let mut status =
                 self.records.get(key).map(|record| record.status.clone()).or_else(|| self.past.remove(key));
@@ -463,10 +483,16 @@ impl<P: Poller> Run<P> {
             self.past.insert(key.clone(), status.clone());
         }
         for key in gone {
-            if self.scheduler.remove(&key) {
+            let polling = self.scheduler.remove(&key);
+            let record = self.records.remove(&key);
+            if polling && !problems.contains_key(&key) {
+                self.end_poll(&key, "it was removed");
+                self.leaving.extend(record.map(|record| (key, record)));
+                continue;
+            }
+            if polling {
                 self.end_poll(&key, "it was removed");
             }
-            self.records.remove(&key);
             if !problems.contains_key(&key) {
                 self.parts.statuses.remove(&key);
                 tracing::info!(record = %key, "removed");
@@ -475,7 +501,7 @@ impl<P: Poller> Run<P> {
         self.beat();
     }
 
-    fn put(&mut self, item: Arc<WorkItem>, again: bool, mended: bool, now: Moment) {
+    fn put(&mut self, item: Arc<WorkItem>, again: bool, mended: bool, told: Option<Past>, now: Moment) {
         let timing = Timing {
             key: item.key.clone(),
             uid: item.uid,
@@ -508,21 +534,27 @@ impl<P: Poller> Run<P> {
             }
             return;
         }
-        let status = self.past.remove(&key).unwrap_or_default();
-        let past = past(&status, self.once, self.settings.delay_failed_accounts);
+        // Its poll may still be ending.
+        let back = self.leaving.remove(&key).map(|record| record.status);
+        let told = told.filter(|_| back.is_none());
+        let status = back.or_else(|| self.past.remove(&key)).unwrap_or_default();
+        let past = told.unwrap_or_else(|| past(&status, self.once, self.settings.delay_failed_accounts));
         // One that comes back while its poll is still ending is mended, too.
         self.scheduler.put(&timing, past, true, now);
         self.records.insert(key, Record { item, status, told: None });
     }
 
-    /// Goes on leaving hosts alone that failed before a restart.
-    fn leave_alone(&mut self, hosts: Vec<FailedHost>) {
+    /// Goes on leaving hosts alone that failed before a restart (`ours`), or
+    /// that others have found to fail.
+    fn leave_alone(&mut self, hosts: Vec<FailedHost>, ours: bool) {
         let now = self.clock.now();
         for failed in hosts {
             let Some((host, port)) = failed.host.rsplit_once(':') else { continue };
             if let Ok(port) = port.parse() {
                 self.scheduler.leave_alone(host, port, moment(failed.until), now);
-                self.failed_hosts.insert((host.to_owned(), port), failed.error);
+                if ours {
+                    self.failed_hosts.insert((host.to_owned(), port), failed.error);
+                }
             }
         }
     }

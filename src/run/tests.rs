@@ -230,6 +230,7 @@ fn stand_after(
         items: shared(items),
         retry: HashSet::new(),
         problems: BTreeMap::new(),
+        ..Desired::default()
     };
     let (stop, stopped) = watch::channel(Stage::Running);
     let (change, changes) = mpsc::channel(1);
@@ -254,6 +255,7 @@ impl Stand {
             items: shared(items),
             retry,
             problems: BTreeMap::new(),
+            ..Desired::default()
         };
         self.change.send(desired).await.unwrap();
     }
@@ -425,6 +427,7 @@ async fn a_changed_secret_or_setting_is_tried_at_once() {
         items: shared(&[item("a", "h")]),
         retry: HashSet::new(),
         problems: BTreeMap::new(),
+        ..Desired::default()
     };
     stand.change.send(desired).await.unwrap();
     stand.until(20).await;
@@ -507,6 +510,7 @@ async fn a_record_whose_manifest_went_wrong_says_why_in_its_status() {
         items: shared(&[item("b", "h")]),
         retry: HashSet::new(),
         problems: [(item("a", "h").key, problem)].into_iter().collect(),
+        ..Desired::default()
     };
     stand.change.send(desired).await.unwrap();
     stand.until(2000).await;

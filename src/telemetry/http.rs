@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,11 +33,18 @@ pub struct Health {
     ready: AtomicBool,
     started: Instant,
     beat: AtomicU64,
+    /// Another part of the process, which must be well, too.
+    other: OnceLock<Arc<Health>>,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { ready: AtomicBool::new(false), started: Instant::now(), beat: AtomicU64::new(0) }
+        Self {
+            ready: AtomicBool::new(false),
+            started: Instant::now(),
+            beat: AtomicU64::new(0),
+            other: OnceLock::new(),
+        }
     }
 }
 
@@ -54,9 +61,21 @@ impl Health {
         self.beat.store(passed, Ordering::Relaxed);
     }
 
+    /// The process is well when this part and the `other` one are; at most one
+    /// can be joined.
+    pub fn join(&self, other: Arc<Self>) {
+        // A second one changes nothing.
+        self.other.set(other).ok();
+    }
+
     fn alive(&self) -> bool {
         let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
         self.started.elapsed().saturating_sub(beat) < LONGEST_SILENCE
+            && self.other.get().is_none_or(|other| other.alive())
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed) && self.other.get().is_none_or(|other| other.is_ready())
     }
 }
 
@@ -131,7 +150,7 @@ fn answer(method: &Method, path: &str, metrics: &Metrics, health: &Health) -> Re
         },
         "/livez" if health.alive() => text(StatusCode::OK, "ok\n"),
         "/livez" => text(StatusCode::SERVICE_UNAVAILABLE, "the scheduler does not come round\n"),
-        "/readyz" if health.ready.load(Ordering::Relaxed) => text(StatusCode::OK, "ok\n"),
+        "/readyz" if health.is_ready() => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "starting or shutting down\n"),
         _ => text(StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n"),
     }

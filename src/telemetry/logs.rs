@@ -338,7 +338,10 @@ fn shown(meta: &Metadata<'_>) -> bool {
     if meta.is_span() {
         return meta.target().starts_with("rpop") && *meta.level() <= Level::INFO;
     }
-    level_of(meta) as u8 <= level
+    // It writes whole answers of the API server out, Secrets among them, when it
+    // cannot read them.
+    let indiscreet = meta.target().starts_with("kube_client::client");
+    !indiscreet && level_of(meta) as u8 <= level
 }
 
 #[cfg(test)]

@@ -56,6 +56,10 @@ pub struct Metrics {
     reloads: IntCounterVec,
     valid: IntGauge,
     states: [IntGauge; 4],
+    shards: IntGauge,
+    moves: IntCounterVec,
+    renewals: Histogram,
+    left_alone: IntCounter,
 }
 
 /// From half a millisecond to four minutes, doubling at first.
@@ -64,6 +68,8 @@ const COMMIT_BUCKETS: &[f64] =
 const POLL_BUCKETS: &[f64] =
     &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0];
 const LAG_BUCKETS: &[f64] = &[0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0];
+
+const RENEW_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0];
 
 struct Maker<'a>(&'a Registry);
 
@@ -124,6 +130,14 @@ impl Metrics {
             make.counters("rpop_messages_delivered_total", "Messages accepted by a destination.", "via");
         let commits = make.counters("rpop_ledger_commits_total", "Commits to ledgers.", "result");
         let records = make.gauges("rpop_records", "Records of this process by state.", "state");
+        let moves = make.counters(
+            "rpop_shard_moves_total",
+            "Shards that this worker took, handed over as it was told to, or lost.",
+            "reason",
+        );
+        for reason in ["taken", "handed_over", "lost"] {
+            moves.with_label_values(&[reason]);
+        }
         let build = make.gauges("rpop_build_info", "The version that runs; always 1.", "version");
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         make.put(Process::new().map(Arc::new).map(Shared));
@@ -183,6 +197,17 @@ impl Metrics {
             ),
             states: ["ready", "failing", "pending", "disabled"]
                 .map(|state| records.with_label_values(&[state])),
+            shards: make.gauge("rpop_shards_held", "Shards whose holder this worker is."),
+            moves,
+            renewals: make.histogram(
+                "rpop_lease_renew_seconds",
+                "From the sending of a renewal of the worker's lease to the answer.",
+                RENEW_BUCKETS,
+            ),
+            left_alone: make.counter(
+                "rpop_slices_left_alone_total",
+                "Slices of records that were left alone, since they cannot be read: a newer controller wrote them.",
+            ),
             polls,
             registry,
         }
@@ -217,6 +242,26 @@ impl Metrics {
     pub fn configured(&self, valid: bool) {
         self.reloads.with_label_values(&[if valid { "ok" } else { "error" }]).inc();
         self.valid.set(i64::from(valid));
+    }
+
+    /// A renewal of the worker's lease was answered, this long after it was sent.
+    pub fn renewed(&self, took: Duration) {
+        self.renewals.observe(took.as_secs_f64());
+    }
+
+    /// The worker holds so many shards.
+    pub fn holds(&self, shards: usize) {
+        self.shards.set(i64::try_from(shards).unwrap_or(i64::MAX));
+    }
+
+    /// A shard was `taken`, `handed_over` or `lost`.
+    pub fn moved(&self, reason: &'static str) {
+        self.moves.with_label_values(&[reason]).inc();
+    }
+
+    /// A slice cannot be read.
+    pub fn slice_left_alone(&self) {
+        self.left_alone.inc();
     }
 
     /// The scheduler's figures as they are now.

@@ -17,7 +17,15 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod admission;
+mod chaos;
+mod controller;
 mod fixture;
+mod install;
+mod lease;
+mod ledger;
 #[path = "../it/support/mod.rs"]
 mod parts;
+mod policies;
 mod support;
+mod worker;

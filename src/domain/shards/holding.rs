@@ -140,7 +140,7 @@ pub enum Order {
         /// `spec.slices`.
         slices: u32,
     },
-    /// Its slices are of no concern any more.
+    /// Its slices are of no concern any more, and no [`Heard::Drained`] either.
     Forget(ShardId),
     /// Poll its records from now on; each poll still asks
     /// [`Member::may_poll`].
@@ -698,3 +698,7 @@ fn is_newer(version: &str, than: &str) -> bool {
 #[cfg(test)]
 #[path = "holding_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "holding_random.rs"]
+mod random;

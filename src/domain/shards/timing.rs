@@ -141,13 +141,13 @@ impl FromStr for Timing {
 }
 
 /// `span`, shortened by up to `part` of it: where in between, `salt` decides.
-pub(super) fn jittered(span: Duration, part: u32, salt: u64) -> Duration {
+pub(crate) fn jittered(span: Duration, part: u32, salt: u64) -> Duration {
     // SplitMix64's finisher: neighbouring salts land far apart.
     let mut mixed = salt.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let share = u32::try_from((mixed ^ (mixed >> 31)) & 0xffff).unwrap_or(0);
-    span - span / part * share / 0x1_0000
+    span.saturating_sub(span / part * share / 0x1_0000)
 }
 
 #[cfg(test)]

@@ -127,7 +127,8 @@ impl Scheduler {
     /// Puts a host among the ready ones if a record of it may be polled.
     pub(super) fn offer(&mut self, at: u32) {
         let limit = self.rules.host_connections;
-        let Some(host) = self.host_mut(at) else { return };
+        let Some(host) = self.hosts.get_mut(at as usize).and_then(Option::as_mut) else { return };
+        let limit = self.limits.get(&host.name).copied().unwrap_or(limit);
         let limit = match host.trust {
             Trust::Failed => 1,
             _ if limit == 0 => u32::MAX,

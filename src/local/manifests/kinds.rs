@@ -92,7 +92,9 @@ impl Rules {
         let mut found = Vec::new();
         self.visit(validator, &self.values, object, "", &mut found);
         if let Err(errors) = validator.validate_compiled(&self.objects, object, None) {
-            found.extend(errors.into_iter().map(|error| (error.field_path, error.message)));
+            // A rule of the whole object that names a field does it with a dot.
+            let path = |path: String| path.strip_prefix('.').map_or(path.clone(), str::to_owned);
+            found.extend(errors.into_iter().map(|error| (path(error.field_path), error.message)));
         }
         found
     }

@@ -14,10 +14,10 @@ use super::files;
 use super::loader::{DomainDraft, Draft, HIDE, Loader, Place};
 use super::secrets::MemorySecrets;
 use super::yaml::Position;
+use crate::api::checks::{self, Claim};
 use crate::api::work;
 use crate::domain::code::Code;
 use crate::domain::envelope::Mailbox;
-use crate::domain::text::escape;
 use crate::domain::work::{Destination, SecretKind, SecretRef, Settings};
 use crate::run::Problem;
 
@@ -46,7 +46,7 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         }
         if let Some(name) = spec.main_domain.filter(|name| !domains.contains_key(&name.to_ascii_lowercase()))
         {
-            let message = format!("there is no RpopDomain {}", escape(&name));
+            let message = checks::no_main_domain(&name);
             let place = Place { at: main, ..place };
             loader.report(
                 place,
@@ -65,7 +65,7 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         if draft.item.remote.apop && !use_apop {
             draft.item.remote.apop = false;
             apop_off.insert(key.clone());
-            let message = "apop has no effect: RpopSettings has useApop off".into();
+            let message = checks::APOP_OFF.into();
             warn(&mut loader, &draft, draft.apop, Severity::Warning, "spec.apop", message);
         }
         match settle(&mut loader, &mut draft, &domains, &secrets) {
@@ -128,7 +128,7 @@ fn domains(loader: &mut Loader, secrets: &MemorySecrets) -> HashMap<String, Arc<
         let aliases = draft.spec.aliases.iter().map(|alias| (alias.to_ascii_lowercase(), draft.aliases));
         for (name, at) in std::iter::once((draft.name.clone(), draft.place.at)).chain(aliases) {
             if let Some(owner) = owners.get(&name).filter(|owner| **owner != draft.name) {
-                let message = format!("{} belongs to RpopDomain {owner} already", escape(&name));
+                let message = checks::taken(&name, owner);
                 let place = Place { at, ..draft.place };
                 loader.report(place, Severity::Error, None, format!("RpopDomain {}", draft.name), message);
                 continue;
@@ -174,8 +174,7 @@ fn domain(loader: &mut Loader, draft: &DomainDraft, secrets: &MemorySecrets) -> 
         }
     };
     if draft.spec.use_for_outgoing {
-        let message =
-            "useForOutgoing has no effect: useDomainAddresses is not supported by this version yet".into();
+        let message = checks::OUTGOING.into();
         let place = Place { at: draft.outgoing, ..draft.place };
         loader.report(place, Severity::Warning, None, subject("spec.useForOutgoing"), message);
     }
@@ -212,21 +211,10 @@ fn settle(
         // file that cannot be read, then what was in force stays so.
         let broken = loader.broken_domains.contains(&name);
         let message = if broken {
-            format!("RpopDomain {} has errors", escape(&name))
-        } else if domains.is_empty() {
-            format!(
-                "there is no RpopDomain {}: write one that says where its mail is delivered",
-                escape(&name)
-            )
+            checks::broken_domain(&name)
         } else {
-            let mut all: Vec<&str> = domains.keys().map(String::as_str).collect();
-            all.sort_unstable();
-            all.truncate(5);
-            format!(
-                "there is no RpopDomain {}, nor one with that alias: known are {}",
-                escape(&name),
-                all.join(", ")
-            )
+            let all: Vec<&str> = domains.keys().map(String::as_str).collect();
+            checks::no_domain(&name, &all)
         };
         let keep = broken || !loader.broken_files.is_empty();
         return Err((draft.account, "spec.account", Problem { code: Code::ConfigInvalid, message, keep }));
@@ -234,11 +222,7 @@ fn settle(
     if let Some(problem) = &local.problem {
         return Err((draft.account, "spec.account", problem.clone()));
     }
-    if item.mailbox.is_some() && local.destination.lmtp.is_none() && local.destination.maildir.is_none() {
-        let message = format!(
-            "mailbox needs delivery.lmtp or delivery.maildir in RpopDomain {}: add it, or remove mailbox to deliver through the queue",
-            local.destination.domain
-        );
+    if let Some(message) = checks::mailbox_without_store(item, &local.destination, true) {
         let problem = Problem { code: Code::ConfigInvalid, message, keep: false };
         return Err((draft.mailbox, "spec.mailbox", problem));
     }
@@ -322,10 +306,7 @@ fn rivals(loader: &mut Loader) {
             }
             Entry::Occupied(first) => {
                 let first = &loader.drafts[*first.get()].item;
-                if first.interval.is_some()
-                    && draft.item.interval.is_some()
-                    && !(first.leave && draft.item.leave)
-                {
+                if Claim::of(first).disputes(Claim::of(&draft.item)) {
                     found.push((at, first.key.clone()));
                 }
             }
@@ -335,9 +316,7 @@ fn rivals(loader: &mut Loader) {
     for (at, first) in found {
         let draft = &loader.drafts[at];
         let (key, place) = (draft.item.key.clone(), Place { file: draft.file, at: draft.account });
-        let message = format!(
-            "this is the maildrop of {first} too, and what one of them deletes the other does not get: write leave: true in both, or remove one"
-        );
+        let message = checks::rival(Some(&first));
         loader.report(
             place,
             Severity::Warning,

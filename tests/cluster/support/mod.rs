@@ -26,13 +26,18 @@
 
 #![allow(dead_code, unused_imports, reason = "each test needs some of these")]
 
+mod crds;
+mod deploy;
 mod kubectl;
+mod metrics;
 mod namespace;
 mod server;
 mod token;
 mod tools;
 
+pub use deploy::{SYSTEM, project};
 pub use kubectl::Answer;
+pub use metrics::Requests;
 pub use namespace::{namespace, with_namespace};
 pub use server::{ControllerManager, Options, Server};
 pub use token::Identity;

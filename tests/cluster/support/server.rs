@@ -26,8 +26,8 @@ const ADMIN: &str = "admin";
 /// How a server is.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// How much longer each direction between the API server and etcd takes.
-    pub slow_etcd: Option<Duration>,
+    /// etcd can be slowed down: [`Server::slow_etcd`].
+    pub may_slow_etcd: bool,
     /// Further flags for kube-apiserver.
     pub flags: Vec<String>,
     /// Leave the CRDs out.
@@ -147,6 +147,12 @@ impl Server {
         }
     }
 
+    /// From now on each direction between the API server and etcd takes so
+    /// much longer. Needs [`Options::may_slow_etcd`].
+    pub fn slow_etcd(&self, each_way: Duration) {
+        self.proxy.as_ref().expect("Options::may_slow_etcd").delay(each_way);
+    }
+
     /// Starts kube-controller-manager with the garbage collector (owner
     /// references), the namespace controller (deletes what is in a deleted
     /// namespace) and the default ServiceAccounts. It ends with the guard.
@@ -183,20 +189,6 @@ impl Server {
     /// Where kubectl, helm and the like are.
     pub fn program(&self, name: &str) -> PathBuf {
         self.tools.join(name)
-    }
-
-    /// Applies `crds/` and waits until the API server serves them.
-    pub fn apply_crds(&self) {
-        let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
-        let crds = crds.to_str().expect("a path in UTF-8");
-        self.kubectl(&["apply", "--server-side", "-f", crds]).succeeds();
-        self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "-f", crds]).succeeds();
-        // Established is said a moment before the resources are served.
-        wait_for("the resources to be served", START, || {
-            let found =
-                self.kubectl(&["api-resources", "--api-group=rpop.dev", "--no-headers", "-o", "name"]);
-            (found.stdout.lines().count() == 5).then_some(())
-        });
     }
 
     fn credentials(&self) {
@@ -247,7 +239,10 @@ impl Server {
         });
         if up {
             self.etcd = Some(daemon);
-            self.proxy = self.options.slow_etcd.map(|delay| Proxy::delaying(port, delay));
+            // It has a runtime of its own, and may not start it inside of ours.
+            let start = move || Proxy::delaying(port, Duration::ZERO);
+            let relay = self.options.may_slow_etcd.then(|| std::thread::spawn(start).join());
+            self.proxy = relay.map(|proxy| proxy.expect("a proxy"));
         }
         up
     }

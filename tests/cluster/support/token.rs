@@ -63,7 +63,11 @@ impl Server {
             "spec": {
                 "serviceAccountName": account,
                 "automountServiceAccountToken": false,
-                "containers": [{"name": "rpop", "image": "rpop"}],
+                // As a namespace that enforces `restricted` wants it.
+                "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+                "containers": [{"name": "rpop", "image": "rpop", "securityContext": {
+                    "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
+                }}],
             },
         });
         make(&pods, &serde_json::from_value(wanted).expect("a Pod")).await;

@@ -38,6 +38,19 @@ struct Counts {
     connections: AtomicUsize,
     upwards: AtomicU64,
     downwards: AtomicU64,
+    /// The delay, in microseconds: it can change on the way.
+    delay: AtomicU64,
+}
+
+impl Counts {
+    fn delay(&self) -> Duration {
+        Duration::from_micros(self.delay.load(Ordering::Relaxed))
+    }
+
+    fn set_delay(&self, delay: Duration) {
+        let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        self.delay.store(micros, Ordering::Relaxed);
+    }
 }
 
 impl Proxy {
@@ -51,6 +64,7 @@ impl Proxy {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let counts = Arc::new(Counts::default());
+        counts.set_delay(weather.delay);
         let (down, is_down) = watch::channel(false);
         runtime.spawn(listen(
             listener,
@@ -65,6 +79,11 @@ impl Proxy {
     /// One that only delays; a round trip takes twice `each_way` longer.
     pub fn delaying(to: u16, each_way: Duration) -> Self {
         Self::start(to, Weather { delay: each_way, ..Weather::default() })
+    }
+
+    /// Delays what comes from now on by so much in each direction.
+    pub fn delay(&self, each_way: Duration) {
+        self.counts.set_delay(each_way);
     }
 
     /// Connections so far.
@@ -122,9 +141,9 @@ async fn relay(client: TcpStream, to: SocketAddr, weather: Weather, counts: Arc<
     let Ok(server) = TcpStream::connect(to).await else { return };
     drop((client.set_nodelay(true), server.set_nodelay(true)));
     let ((client_in, client_out), (server_in, server_out)) = (client.into_split(), server.into_split());
-    let up = pump(client_in, server_out, weather.delay, Filter::default(), &counts.upwards);
+    let up = pump(client_in, server_out, Filter::default(), &counts, &counts.upwards);
     let filter = Filter { cut_after: weather.cut_after, hide: weather.hide, held: Vec::new() };
-    let down = pump(server_in, client_out, weather.delay, filter, &counts.downwards);
+    let down = pump(server_in, client_out, filter, &counts, &counts.downwards);
     let cuts = weather.cut_after.is_some();
     let up = async {
         up.await;
@@ -139,13 +158,13 @@ async fn relay(client: TcpStream, to: SocketAddr, weather: Weather, counts: Arc<
     }
 }
 
-/// Reads at once, writes `delay` later: a pipe with a latency, and with room
+/// Reads at once, writes as much later as the delay says: a pipe with a latency, and with room
 /// for as much as lies between.
 async fn pump(
     mut from: tcp::OwnedReadHalf,
     mut to: tcp::OwnedWriteHalf,
-    delay: Duration,
     mut filter: Filter,
+    counts: &Counts,
     count: &AtomicU64,
 ) {
     let (later, mut due) = mpsc::channel::<(Instant, Vec<u8>)>(4096);
@@ -153,7 +172,7 @@ async fn pump(
         let mut buffer = vec![0; 65536];
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
             let (piece, cut) = filter.pass(buffer.get(..read).unwrap_or_default());
-            if later.send((Instant::now() + delay, piece)).await.is_err() || cut {
+            if later.send((Instant::now() + counts.delay(), piece)).await.is_err() || cut {
                 break;
             }
         }

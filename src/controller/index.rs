@@ -1,0 +1,615 @@
+//! What the watches have shown, as the decisions need it. Nothing here reads
+//! or writes: events go in, and the names of what is to be looked at again
+//! come out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use super::allow::Allow;
+use super::shown::{Shown, Told};
+use crate::api::checks::{self, Claim};
+use crate::api::work::{self, Shared};
+use crate::api::{RpopDomainSpec, RpopDomainStatus, RpopRecordSpec, RpopRecordStatus};
+use crate::api::{RpopSettingsSpec, RpopSettingsStatus};
+use crate::domain::envelope::Mailbox;
+use crate::domain::text::shown as plain;
+use crate::domain::work::{Destination, RecordKey};
+
+/// A maildrop: host, port, user name.
+pub(super) type Maildrop = (Arc<str>, u16, Arc<str>);
+
+/// A record as it was seen last.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) uid: Arc<str>,
+    pub(super) version: Arc<str>,
+    pub(super) generation: i64,
+    /// It has a deletionTimestamp.
+    pub(super) deleting: bool,
+    /// The spec, or why it cannot be read.
+    pub(super) spec: Result<Arc<RpopRecordSpec>, Arc<str>>,
+    /// What its status says.
+    pub(super) shown: Shown,
+    /// What we said last, if that has not been seen yet.
+    pub(super) told: Option<Told>,
+    /// The domain of its account, in lower case.
+    pub(super) domain: Option<Arc<str>>,
+    maildrop: Option<Maildrop>,
+}
+
+/// A domain as it was seen last.
+#[derive(Debug)]
+pub(super) struct Domain {
+    pub(super) uid: Arc<str>,
+    pub(super) generation: i64,
+    created: Option<Time>,
+    pub(super) aliases: Vec<Arc<str>>,
+    /// What records need of it, or what is wrong with it.
+    pub(super) usable: Result<Arc<Usable>, Vec<String>>,
+    pub(super) warnings: Vec<String>,
+    pub(super) shown: Shown,
+    pub(super) told: Option<Told>,
+    /// Grows with every change that concerns records.
+    revision: u64,
+}
+
+/// What records need of a domain.
+#[derive(Debug)]
+pub(super) struct Usable {
+    pub(super) destination: Arc<Destination>,
+    pub(super) postmaster: Mailbox,
+    pub(super) allow: Vec<Allow>,
+}
+
+/// A namespace as it was seen last.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Namespace {
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) terminating: bool,
+}
+
+/// What the settings say to the controller.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Rules {
+    pub(super) use_apop: bool,
+    pub(super) source: Option<std::net::IpAddr>,
+    /// Sessions to one host; 0: no limit.
+    pub(super) host_connections: u32,
+    pub(super) main_domain: Option<String>,
+}
+
+/// The settings as they were seen last.
+#[derive(Debug)]
+pub(super) struct SettingsSeen {
+    pub(super) uid: Arc<str>,
+    pub(super) generation: i64,
+    /// What is wrong with them.
+    pub(super) faults: Vec<String>,
+    pub(super) shown: Shown,
+    pub(super) told: Option<Told>,
+}
+
+/// See the module's page.
+pub(super) struct View {
+    /// The namespace that RPOP runs in.
+    pub(super) system: Arc<str>,
+    pub(super) shared: Shared,
+    records: HashMap<RecordKey, Record>,
+    by_domain: HashMap<Arc<str>, BTreeSet<RecordKey>>,
+    by_namespace: HashMap<Arc<str>, BTreeSet<RecordKey>>,
+    maildrops: HashMap<Maildrop, BTreeMap<RecordKey, Claim>>,
+    domains: BTreeMap<Arc<str>, Domain>,
+    /// Names and aliases: whose, and in which revision.
+    names: HashMap<Arc<str>, (Arc<str>, u64)>,
+    names_stale: bool,
+    namespaces: HashMap<Arc<str>, Namespace>,
+    pub(super) settings: Option<SettingsSeen>,
+    /// What is in force; `None` while settings exist that nobody can read.
+    rules: Option<Rules>,
+    revision: u64,
+    dirty: BTreeSet<RecordKey>,
+    gone: BTreeSet<RecordKey>,
+    dirty_domains: BTreeSet<Arc<str>>,
+    settings_dirty: bool,
+}
+
+/// A record's key, from its metadata.
+pub(super) fn key_of(meta: &ObjectMeta) -> Option<RecordKey> {
+    Some(RecordKey { namespace: meta.namespace.as_deref()?.into(), name: meta.name.as_deref()?.into() })
+}
+
+impl View {
+    pub(super) fn new(system: Arc<str>) -> Self {
+        Self {
+            system,
+            shared: Shared::default(),
+            records: HashMap::new(),
+            by_domain: HashMap::new(),
+            by_namespace: HashMap::new(),
+            maildrops: HashMap::new(),
+            domains: BTreeMap::new(),
+            names: HashMap::new(),
+            names_stale: false,
+            namespaces: HashMap::new(),
+            settings: None,
+            rules: Some(Rules { host_connections: 20, ..Rules::default() }),
+            revision: 0,
+            dirty: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            dirty_domains: BTreeSet::new(),
+            settings_dirty: false,
+        }
+    }
+
+    /// A record is there, or changed.
+    pub(super) fn record(
+        &mut self,
+        meta: &ObjectMeta,
+        spec: Result<RpopRecordSpec, String>,
+        status: Option<&RpopRecordStatus>,
+    ) {
+        let Some(key) = key_of(meta) else { return };
+        let (uid, generation) = identity(meta);
+        let shown = status.map(Shown::of_record).unwrap_or_default();
+        let deleting = meta.deletion_timestamp.is_some();
+        let version: Arc<str> = meta.resource_version.as_deref().unwrap_or("").into();
+        if let Some(known) = self.records.get_mut(&key)
+            && known.uid == uid
+            && known.generation == generation
+            && known.deleting == deleting
+            && known.spec.is_ok() == spec.is_ok()
+        {
+            // Only its status changed: of interest if it is not what we wrote.
+            let ours = known.shown.says_the_same(&shown);
+            known.shown = shown;
+            known.version = version;
+            if known.told.as_ref().is_some_and(|told| told.written) {
+                known.told = None;
+            }
+            if !ours {
+                self.dirty.insert(key);
+            }
+            return;
+        }
+        let maildrop = self.records.remove(&key).and_then(|before| self.unlink(&key, before));
+        let spec = spec.map(Arc::new).map_err(|error| plain(error).into());
+        let domain = spec.as_ref().ok().and_then(|spec| domain_of(&spec.account));
+        if let Some(domain) = &domain {
+            self.by_domain.entry(Arc::clone(domain)).or_default().insert(key.clone());
+        }
+        self.by_namespace.entry(Arc::clone(&key.namespace)).or_default().insert(key.clone());
+        let record = Record { uid, version, generation, deleting, spec, shown, told: None, domain, maildrop };
+        self.records.insert(key.clone(), record);
+        self.gone.remove(&key);
+        self.dirty.insert(key);
+    }
+
+    /// A record is gone.
+    pub(super) fn record_gone(&mut self, key: &RecordKey) {
+        self.claim(key, None);
+        if let Some(before) = self.records.remove(key) {
+            self.unlink(key, before);
+        }
+        self.dirty.remove(key);
+        self.gone.insert(key.clone());
+    }
+
+    fn unlink(&mut self, key: &RecordKey, record: Record) -> Option<Maildrop> {
+        if let Some(domain) = &record.domain {
+            forget(&mut self.by_domain, domain, key);
+        }
+        forget(&mut self.by_namespace, &key.namespace, key);
+        record.maildrop
+    }
+
+    /// After a full list: records that it did not name are gone.
+    pub(super) fn keep_records(&mut self, named: &std::collections::HashSet<RecordKey>) {
+        let missing: Vec<RecordKey> =
+            self.records.keys().filter(|key| !named.contains(*key)).cloned().collect();
+        for key in missing {
+            self.record_gone(&key);
+        }
+    }
+
+    /// What a record takes out of which maildrop; the others of that maildrop
+    /// are looked at again.
+    pub(super) fn claim(&mut self, key: &RecordKey, wanted: Option<(Maildrop, Claim)>) {
+        let Some(record) = self.records.get_mut(key) else { return };
+        let before = record.maildrop.clone();
+        if let (Some(before), Some((maildrop, claim))) = (&before, &wanted)
+            && before == maildrop
+            && self.maildrops.get(before).and_then(|all| all.get(key)) == Some(claim)
+        {
+            return;
+        }
+        record.maildrop = wanted.as_ref().map(|(maildrop, _)| maildrop.clone());
+        if let Some(before) = before
+            && let Some(all) = self.maildrops.get_mut(&before)
+        {
+            all.remove(key);
+            self.dirty.extend(all.keys().cloned());
+            if all.is_empty() {
+                self.maildrops.remove(&before);
+            }
+        }
+        if let Some((maildrop, claim)) = wanted {
+            let all = self.maildrops.entry(maildrop).or_default();
+            self.dirty.extend(all.keys().cloned());
+            all.insert(key.clone(), claim);
+        }
+    }
+
+    /// Another record that disputes this one's maildrop.
+    pub(super) fn rival(&self, key: &RecordKey, maildrop: &Maildrop, claim: Claim) -> Option<&RecordKey> {
+        let all = self.maildrops.get(maildrop)?;
+        all.iter().find(|(other, theirs)| *other != key && claim.disputes(**theirs)).map(|(other, _)| other)
+    }
+
+    /// A domain is there, or changed.
+    pub(super) fn domain(
+        &mut self,
+        meta: &ObjectMeta,
+        spec: Result<RpopDomainSpec, String>,
+        status: Option<&RpopDomainStatus>,
+    ) {
+        let Some(name) = meta.name.as_deref().map(Arc::<str>::from) else { return };
+        let (uid, generation) = identity(meta);
+        let shown = status.map(|status| Shown::of_conditions(status.observed_generation, &status.conditions));
+        let shown = shown.unwrap_or_default();
+        if let Some(known) = self.domains.get_mut(&name)
+            && known.uid == uid
+            && known.generation == generation
+        {
+            let ours = known.shown.says_the_same(&shown);
+            known.shown = shown;
+            if known.told.as_ref().is_some_and(|told| told.written) {
+                known.told = None;
+            }
+            if !ours {
+                self.dirty_domains.insert(name);
+            }
+            return;
+        }
+        self.revision += 1;
+        let mut warnings = Vec::new();
+        let mut aliases = Vec::new();
+        let usable = match spec {
+            Ok(spec) => {
+                aliases.extend(spec.aliases.iter().map(|alias| Arc::from(alias.to_ascii_lowercase())));
+                usable(&mut self.shared, &self.system, &name, &spec, &mut warnings)
+            }
+            Err(error) => Err(vec![format!("it cannot be read: {}", plain(error))]),
+        };
+        let domain = Domain {
+            uid,
+            generation,
+            created: meta.creation_timestamp.clone(),
+            aliases,
+            usable: usable.map(Arc::new),
+            warnings,
+            shown,
+            told: None,
+            revision: self.revision,
+        };
+        self.domains.insert(Arc::clone(&name), domain);
+        self.dirty_domains.insert(name);
+        self.names_stale = true;
+    }
+
+    /// A domain is gone.
+    pub(super) fn domain_gone(&mut self, name: &str) {
+        if self.domains.remove(name).is_some() {
+            self.names_stale = true;
+        }
+    }
+
+    /// After a full list.
+    pub(super) fn keep_domains(&mut self, named: &BTreeSet<Arc<str>>) {
+        let before = self.domains.len();
+        self.domains.retain(|name, _| named.contains(name));
+        self.names_stale |= before != self.domains.len();
+    }
+
+    /// A namespace is there, or changed.
+    pub(super) fn namespace(&mut self, name: &str, labels: BTreeMap<String, String>, terminating: bool) {
+        let seen = Namespace { labels, terminating };
+        if self.namespaces.get(name) == Some(&seen) {
+            return;
+        }
+        self.namespaces.insert(name.into(), seen);
+        self.dirty.extend(self.by_namespace.get(name).into_iter().flatten().cloned());
+    }
+
+    /// A namespace is gone.
+    pub(super) fn namespace_gone(&mut self, name: &str) {
+        self.namespaces.remove(name);
+    }
+
+    /// After a full list.
+    pub(super) fn keep_namespaces(&mut self, named: &BTreeSet<Arc<str>>) {
+        self.namespaces.retain(|name, _| named.contains(name));
+    }
+
+    /// The settings are there, or changed. Where they cannot be used, what was
+    /// in force stays so.
+    pub(super) fn set_settings(
+        &mut self,
+        meta: &ObjectMeta,
+        spec: &Result<RpopSettingsSpec, String>,
+        status: Option<&RpopSettingsStatus>,
+    ) {
+        let (uid, generation) = identity(meta);
+        let shown = status.map(|status| Shown::of_conditions(status.observed_generation, &status.conditions));
+        let shown = shown.unwrap_or_default();
+        if let Some(known) = &mut self.settings
+            && known.uid == uid
+            && known.generation == generation
+        {
+            self.settings_dirty |= !known.shown.says_the_same(&shown);
+            known.shown = shown;
+            if known.told.as_ref().is_some_and(|told| told.written) {
+                known.told = None;
+            }
+            return;
+        }
+        let first = self.settings.is_none();
+        let (rules, faults) = match spec {
+            Ok(spec) => match work::settings(spec) {
+                Ok((_, source)) => (Some(rules_of(spec, source)), Vec::new()),
+                Err(faults) => {
+                    let texts = faults.iter().map(|fault| format!("{}: {}", fault.path, fault.message));
+                    // At a start there is nothing to go on with, and these two
+                    // are known whatever else is wrong.
+                    let source = spec.source_address.as_deref().and_then(|text| text.parse().ok());
+                    (first.then(|| rules_of(spec, source)), texts.collect())
+                }
+            },
+            Err(error) => (None, vec![format!("it cannot be read: {}", plain(error))]),
+        };
+        if first && rules.is_none() {
+            self.rules = None;
+        }
+        self.settings = Some(SettingsSeen { uid, generation, faults, shown, told: None });
+        self.settings_dirty = true;
+        if let Some(rules) = rules {
+            self.put_rules(rules);
+        }
+    }
+
+    /// There are no settings: all have their defaults.
+    pub(super) fn settings_gone(&mut self) {
+        self.settings = None;
+        self.put_rules(Rules { host_connections: 20, ..Rules::default() });
+    }
+
+    fn put_rules(&mut self, rules: Rules) {
+        if self.rules.as_ref() == Some(&rules) {
+            return;
+        }
+        self.rules = Some(rules);
+        self.dirty.extend(self.records.keys().cloned());
+    }
+
+    /// The settings in force; `None` while those that exist cannot be read.
+    pub(super) fn rules(&self) -> Option<&Rules> {
+        self.rules.as_ref()
+    }
+
+    /// The record of that name.
+    pub(super) fn get(&self, key: &RecordKey) -> Option<&Record> {
+        self.records.get(key)
+    }
+
+    /// The record of that name, to be told something.
+    pub(super) fn get_mut(&mut self, key: &RecordKey) -> Option<&mut Record> {
+        self.records.get_mut(key)
+    }
+
+    /// The domain that a name or an alias belongs to.
+    pub(super) fn domain_of(&self, name: &str) -> Option<(&Arc<str>, &Domain)> {
+        let (owner, _) = self.names.get(name)?;
+        self.domains.get_key_value(owner)
+    }
+
+    /// The domain of that name.
+    pub(super) fn domain_named(&self, name: &str) -> Option<&Domain> {
+        self.domains.get(name)
+    }
+
+    /// The domain of that name, to be told something.
+    pub(super) fn domain_mut(&mut self, name: &str) -> Option<&mut Domain> {
+        self.domains.get_mut(name)
+    }
+
+    /// The namespace of that name.
+    pub(super) fn namespace_of(&self, name: &str) -> Option<&Namespace> {
+        self.namespaces.get(name)
+    }
+
+    /// How many records there are.
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Everything is looked at again: somebody else decided until now.
+    pub(super) fn all_dirty(&mut self) {
+        self.dirty.extend(self.records.keys().cloned());
+        self.dirty_domains.extend(self.domains.keys().cloned());
+        self.settings_dirty = self.settings.is_some();
+        for record in self.records.values_mut() {
+            record.told = None;
+        }
+        for domain in self.domains.values_mut() {
+            domain.told = None;
+        }
+        if let Some(settings) = &mut self.settings {
+            settings.told = None;
+        }
+    }
+
+    /// The record is to be looked at again.
+    pub(super) fn again(&mut self, key: RecordKey) {
+        if self.records.contains_key(&key) {
+            self.dirty.insert(key);
+        }
+    }
+
+    /// Whether no record waits to be looked at.
+    pub(super) fn all_looked_at(&self) -> bool {
+        self.dirty.is_empty() && !self.names_stale
+    }
+
+    /// The Main Domain, if the settings in force name one.
+    pub(super) fn main_domain(&self) -> Option<&str> {
+        self.rules.as_ref()?.main_domain.as_deref()
+    }
+
+    /// Up to `most` records to look at. They are taken: what is not done with
+    /// them must be put back with [`View::again`].
+    pub(super) fn take_dirty(&mut self, most: usize) -> Vec<RecordKey> {
+        self.settle_names();
+        let mut taken = Vec::with_capacity(most.min(self.dirty.len()));
+        while taken.len() < most
+            && let Some(key) = self.dirty.pop_first()
+        {
+            taken.push(key);
+        }
+        taken
+    }
+
+    /// Records that are gone since the last call.
+    pub(super) fn take_gone(&mut self) -> BTreeSet<RecordKey> {
+        std::mem::take(&mut self.gone)
+    }
+
+    /// Domains whose status is to be looked at.
+    pub(super) fn take_dirty_domains(&mut self) -> BTreeSet<Arc<str>> {
+        self.settle_names();
+        std::mem::take(&mut self.dirty_domains)
+    }
+
+    /// Whether the status of the settings is to be looked at.
+    pub(super) fn take_settings_dirty(&mut self) -> bool {
+        self.settle_names();
+        std::mem::take(&mut self.settings_dirty)
+    }
+
+    /// Whether there is anything to look at.
+    pub(super) fn idle(&self) -> bool {
+        self.dirty.is_empty()
+            && self.gone.is_empty()
+            && self.dirty_domains.is_empty()
+            && !self.settings_dirty
+            && !self.names_stale
+    }
+
+    /// Gives every name to one domain: its own name to each, and an alias to
+    /// the oldest domain that has it, so that a new one takes nothing away.
+    fn settle_names(&mut self) {
+        if !std::mem::take(&mut self.names_stale) {
+            return;
+        }
+        let mut names: HashMap<Arc<str>, (Arc<str>, u64)> = HashMap::with_capacity(self.names.len());
+        for (name, domain) in &self.domains {
+            names.insert(name.to_ascii_lowercase().into(), (Arc::clone(name), domain.revision));
+        }
+        let mut by_age: Vec<(&Arc<str>, &Domain)> = self.domains.iter().collect();
+        by_age.sort_by(|(a, x), (b, y)| (&x.created, a).cmp(&(&y.created, b)));
+        for (name, domain) in by_age {
+            for alias in &domain.aliases {
+                let owner =
+                    names.entry(Arc::clone(alias)).or_insert_with(|| (Arc::clone(name), domain.revision));
+                if owner.0 != *name || self.names.get(alias).is_none_or(|(before, _)| before != name) {
+                    self.dirty_domains.insert(Arc::clone(name));
+                }
+            }
+        }
+        let before = std::mem::replace(&mut self.names, names);
+        let changed = |name: &Arc<str>| before.get(name) != self.names.get(name);
+        for name in self.names.keys().chain(before.keys()).filter(|name| changed(name)) {
+            self.dirty.extend(self.by_domain.get(name).into_iter().flatten().cloned());
+        }
+        // The settings name one of them.
+        self.settings_dirty |= self.settings.is_some();
+    }
+
+    /// Aliases of a domain that belong to others: what to say of each.
+    pub(super) fn taken_aliases(&self, name: &str, domain: &Domain) -> Vec<String> {
+        let others = domain.aliases.iter().filter_map(|alias| {
+            let (owner, _) = self.names.get(alias)?;
+            (&**owner != name).then(|| checks::taken(alias, owner))
+        });
+        others.collect()
+    }
+}
+
+fn forget(index: &mut HashMap<Arc<str>, BTreeSet<RecordKey>>, at: &Arc<str>, key: &RecordKey) {
+    if let Some(all) = index.get_mut(at) {
+        all.remove(key);
+        if all.is_empty() {
+            index.remove(at);
+        }
+    }
+}
+
+fn identity(meta: &ObjectMeta) -> (Arc<str>, i64) {
+    (meta.uid.as_deref().unwrap_or("").into(), meta.generation.unwrap_or(0))
+}
+
+/// The domain of an account, in lower case.
+fn domain_of(account: &str) -> Option<Arc<str>> {
+    account.rsplit_once('@').map(|(_, domain)| domain.to_ascii_lowercase().into())
+}
+
+fn rules_of(spec: &RpopSettingsSpec, source: Option<std::net::IpAddr>) -> Rules {
+    Rules {
+        use_apop: spec.use_apop,
+        source,
+        host_connections: spec.host_connections,
+        main_domain: spec.main_domain.as_deref().map(str::to_ascii_lowercase),
+    }
+}
+
+fn usable(
+    shared: &mut Shared,
+    system: &Arc<str>,
+    name: &str,
+    spec: &RpopDomainSpec,
+    warnings: &mut Vec<String>,
+) -> Result<Usable, Vec<String>> {
+    let mut faults = Vec::new();
+    if spec.delivery.maildir.is_some() {
+        faults.push(
+            "spec.delivery.maildir: a Maildir is on one machine, hence only with `rpop run -f`: write smtp or lmtp"
+                .to_owned(),
+        );
+    }
+    // A domain has no namespace: its Secrets are those of the namespace that
+    // RPOP runs in.
+    let namespace = |_, _: &str| Arc::clone(system);
+    let destination = work::destination(shared, name, spec, &namespace).map_err(|all| {
+        faults.extend(all.iter().map(|fault| format!("{}: {}", fault.path, fault.message)));
+    });
+    let postmaster = work::postmaster(name, &spec.postmaster)
+        .map_err(|fault| faults.push(format!("{}: {}", fault.path, fault.message)));
+    if spec.use_for_outgoing {
+        warnings.push(checks::OUTGOING.to_owned());
+    }
+    let mut allow = Vec::with_capacity(spec.allow.len());
+    for (at, pair) in spec.allow.iter().enumerate() {
+        match Allow::new(pair) {
+            Ok(pair) => allow.push(pair),
+            Err(_) => faults.push(format!(
+                "spec.allow[{at}].namespaces: write matchLabels, or matchExpressions with the operator In, NotIn, Exists or DoesNotExist"
+            )),
+        }
+    }
+    match (destination, postmaster) {
+        (Ok(destination), Ok(postmaster)) if faults.is_empty() => {
+            Ok(Usable { destination: Arc::new(destination), postmaster, allow })
+        }
+        _ => Err(faults),
+    }
+}

@@ -1,0 +1,81 @@
+//! What a status says already, as far as it is ours to say.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::status::Wanted;
+use crate::api::{ItemPast, RpopRecordStatus};
+
+/// A condition, small: there are ten thousands of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) status: Box<str>,
+    pub(super) reason: Box<str>,
+    pub(super) message: Box<str>,
+    pub(super) generation: Option<i64>,
+    pub(super) since: Time,
+}
+
+impl Said {
+    fn of(condition: &Condition) -> Self {
+        Self {
+            status: condition.status.as_str().into(),
+            reason: condition.reason.as_str().into(),
+            message: condition.message.as_str().into(),
+            generation: condition.observed_generation,
+            since: condition.last_transition_time.clone(),
+        }
+    }
+}
+
+/// The parts of a status that concern the controller.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Shown {
+    pub(super) accepted: Option<Said>,
+    pub(super) ready: Option<Said>,
+    pub(super) generation: Option<i64>,
+    pub(super) shard: Option<u32>,
+    pub(super) factor: Option<u32>,
+    /// How its polls went.
+    pub(super) past: ItemPast,
+}
+
+impl Shown {
+    /// That of a record.
+    pub(super) fn of_record(status: &RpopRecordStatus) -> Self {
+        let unix = |time: &Option<Time>| time.as_ref().map(|time| time.0.as_second());
+        let failures = status.last_error.as_ref().map_or(0, |error| error.count);
+        let past = ItemPast {
+            last_poll: unix(&status.last_poll_time),
+            not_before: unix(&status.next_poll_time).filter(|_| failures > 0),
+            failures: u16::try_from(failures).unwrap_or(u16::MAX),
+        };
+        Self {
+            shard: status.shard,
+            factor: status.shard_factor,
+            past,
+            ..Self::of_conditions(status.observed_generation, &status.conditions)
+        }
+    }
+
+    /// That of anything else.
+    pub(super) fn of_conditions(generation: Option<i64>, conditions: &[Condition]) -> Self {
+        let find = |kind: &str| conditions.iter().find(|one| one.type_ == kind).map(Said::of);
+        Self { accepted: find("Accepted"), ready: find("Ready"), generation, ..Self::default() }
+    }
+
+    /// Whether both say the same where it is ours to say.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        self.accepted == other.accepted
+            && self.generation == other.generation
+            && (self.shard, self.factor) == (other.shard, other.factor)
+            && self.ready.is_some() == other.ready.is_some()
+    }
+}
+
+/// What we said last.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    pub(super) wanted: Wanted,
+    /// The API server has it.
+    pub(super) written: bool,
+}

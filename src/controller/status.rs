@@ -1,0 +1,268 @@
+//! What is said of a record, a domain or the settings, in their status and as
+//! an Event. Pure: the writing is [`super::write`]'s.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use serde_json::{Value, json};
+
+use super::apply::Applied;
+use super::shown::{Said, Shown};
+use super::validate::Refusal;
+use crate::api::API_VERSION;
+use crate::api::condition::LONGEST_MESSAGE;
+
+/// The manager of the fields that the controller says.
+pub(super) const MANAGER: &str = "rpop-controller";
+
+/// A record that nothing is said against.
+const ACCEPTED: &str = "Accepted";
+/// Reasons of `Ready` that are the controller's own: until a worker says more.
+const PENDING: &[(&str, &str)] = &[
+    ("Pending", "not polled yet"),
+    ("Paused", "not polled: paused is true"),
+    ("Disabled", "not polled: pollEvery is Disabled"),
+];
+
+/// A condition as it shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Say {
+    pub(super) status: &'static str,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+/// What the status shall say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) generation: i64,
+    pub(super) accepted: Say,
+    /// `None`: it is a worker's to say.
+    pub(super) ready: Option<Say>,
+    pub(super) shard: Option<u32>,
+    pub(super) factor: Option<u32>,
+}
+
+/// Something that people are told as it happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Notice {
+    pub(super) warning: bool,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+fn say(status: bool, reason: &'static str, message: &str) -> Say {
+    let plain = message.chars().map(|c| if c.is_control() { ' ' } else { c });
+    Say {
+        status: if status { "True" } else { "False" },
+        reason,
+        message: plain.take(LONGEST_MESSAGE).collect(),
+    }
+}
+
+fn accepted(warnings: &[String]) -> Say {
+    if warnings.is_empty() {
+        say(true, ACCEPTED, "complete and allowed")
+    } else {
+        say(true, ACCEPTED, &format!("accepted, but: {}", warnings.join("; ")))
+    }
+}
+
+/// Of a record that is refused.
+pub(super) fn of_refused(generation: i64, refusal: &Refusal) -> Wanted {
+    let said = say(false, refusal.reason.as_str(), &refusal.message);
+    Wanted { generation, ready: Some(said.clone()), accepted: said, shard: None, factor: None }
+}
+
+/// Of a record that is among the work: only what was applied can be said.
+pub(super) fn of_applied(applied: &Applied, shown: &Shown) -> Wanted {
+    let Applied { generation, shard, factor, warnings, polled, paused } = applied;
+    let pending = match (polled, paused) {
+        (true, _) => 0,
+        (false, true) => 1,
+        (false, false) => 2,
+    };
+    let (reason, message) = PENDING[pending];
+    // What a worker said stands; what we said, a refusal among it, does not.
+    let ours = shown.ready.as_ref().is_none_or(|ready| {
+        PENDING.iter().any(|(reason, _)| **reason == *ready.reason)
+            || shown.accepted.as_ref().is_some_and(|said| &*said.status == "False")
+    });
+    let ready = ours.then(|| Say { status: "Unknown", reason, message: message.to_owned() });
+    Wanted {
+        generation: *generation,
+        accepted: accepted(warnings),
+        ready,
+        shard: Some((*shard).into()),
+        factor: (*factor > 1).then_some(*factor),
+    }
+}
+
+/// Of a domain or the settings.
+pub(super) fn of_faults(generation: i64, faults: &[String], warnings: &[String]) -> Wanted {
+    let said = if faults.is_empty() {
+        accepted(warnings)
+    } else {
+        say(false, crate::domain::code::Code::ConfigInvalid.as_str(), &faults.join("; "))
+    };
+    Wanted { generation, accepted: said, ready: None, shard: None, factor: None }
+}
+
+/// Whether the status says so already, since whenever.
+pub(super) fn says(shown: &Shown, wanted: &Wanted) -> bool {
+    let is = |said: Option<&Said>, say: &Say| {
+        said.is_some_and(|said| {
+            &*said.status == say.status
+                && &*said.reason == say.reason
+                && *said.message == *say.message
+                && said.generation == Some(wanted.generation)
+        })
+    };
+    is(shown.accepted.as_ref(), &wanted.accepted)
+        && wanted.ready.as_ref().is_none_or(|say| is(shown.ready.as_ref(), say))
+        && shown.generation == Some(wanted.generation)
+        && shown.shard == wanted.shard
+        && shown.factor == wanted.factor
+}
+
+/// What is worth an Event: `Accepted` is no longer what it was. That a new
+/// record is accepted without more ado is not.
+pub(super) fn notice(shown: &Shown, wanted: &Wanted) -> Option<Notice> {
+    let before = shown.accepted.as_ref();
+    let Say { status, reason, message } = &wanted.accepted;
+    let bad = *status == "False";
+    let plain = !bad && message == &accepted(&[]).message;
+    match before {
+        None if plain => return None,
+        Some(before) if &*before.status == *status && *before.message == **message => return None,
+        _ => {}
+    }
+    Some(Notice { warning: !plain, reason, message: message.clone() })
+}
+
+/// The status as it is applied (server-side apply). The uid makes sure that it
+/// is not another object of the same name by now.
+pub(super) fn patch(
+    kind: &str,
+    namespace: Option<&str>,
+    name: &str,
+    uid: &str,
+    wanted: &Wanted,
+    shown: &Shown,
+    now: Timestamp,
+) -> Value {
+    let condition = |kind: &str, say: &Say, said: Option<&Said>| Condition {
+        type_: kind.into(),
+        status: say.status.into(),
+        reason: say.reason.into(),
+        message: say.message.clone(),
+        observed_generation: Some(wanted.generation),
+        last_transition_time: said
+            .filter(|said| &*said.status == say.status)
+            .map_or(Time(now), |said| said.since.clone()),
+    };
+    let mut conditions = vec![condition("Accepted", &wanted.accepted, shown.accepted.as_ref())];
+    conditions.extend(wanted.ready.iter().map(|say| condition("Ready", say, shown.ready.as_ref())));
+    let mut status = json!({"observedGeneration": wanted.generation, "conditions": conditions});
+    if let Some(shard) = wanted.shard {
+        status["shard"] = shard.into();
+    }
+    if let Some(factor) = wanted.factor {
+        status["shardFactor"] = factor.into();
+    }
+    let mut metadata = json!({"name": name, "uid": uid});
+    if let Some(namespace) = namespace {
+        metadata["namespace"] = namespace.into();
+    }
+    json!({"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "status": status})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::code::Code;
+
+    fn shown(wanted: &Wanted) -> Shown {
+        let said = |say: &Say| Said {
+            status: say.status.into(),
+            reason: say.reason.into(),
+            message: say.message.as_str().into(),
+            generation: Some(wanted.generation),
+            since: Time(Timestamp::UNIX_EPOCH),
+        };
+        Shown {
+            accepted: Some(said(&wanted.accepted)),
+            ready: wanted.ready.as_ref().map(said),
+            generation: Some(wanted.generation),
+            shard: wanted.shard,
+            factor: wanted.factor,
+            ..Shown::default()
+        }
+    }
+
+    fn refused() -> Wanted {
+        of_refused(3, &Refusal { reason: Code::NotAllowed, message: "no\nmore".into() })
+    }
+
+    fn applied() -> Applied {
+        Applied { generation: 4, shard: 7, factor: 1, warnings: Vec::new(), polled: true, paused: false }
+    }
+
+    #[test]
+    fn a_refused_record_is_not_ready_for_the_same_reason() {
+        let wanted = refused();
+        assert_eq!(wanted.ready, Some(wanted.accepted.clone()));
+        let object = patch("RpopRecord", Some("a"), "b", "u", &wanted, &Shown::default(), Timestamp::now());
+        let conditions = object["status"]["conditions"].as_array().unwrap();
+        assert_eq!(conditions.len(), 2);
+        assert_eq!(conditions[1]["type"], "Ready");
+        assert_eq!(conditions[1]["reason"], "NotAllowed");
+        assert_eq!(conditions[1]["message"], "no more");
+        assert!(object["status"].get("shard").is_none());
+    }
+
+    #[test]
+    fn nothing_is_written_for_a_status_that_says_so_already() {
+        let wanted = refused();
+        assert!(says(&shown(&wanted), &wanted));
+        assert!(!says(&Shown::default(), &wanted));
+        let newer = Wanted { generation: 9, ..wanted.clone() };
+        assert!(!says(&shown(&wanted), &newer));
+    }
+
+    #[test]
+    fn the_time_of_a_transition_is_kept_while_the_status_is() {
+        let before = shown(&refused());
+        let other = of_refused(3, &Refusal { reason: Code::DomainMissing, message: "gone".into() });
+        let object = patch("RpopRecord", Some("a"), "b", "u", &other, &before, Timestamp::now());
+        assert_eq!(object["status"]["conditions"][0]["lastTransitionTime"], "1970-01-01T00:00:00Z");
+        let accepted = of_applied(&applied(), &before);
+        let now: Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
+        let object = patch("RpopRecord", Some("a"), "b", "u", &accepted, &before, now);
+        assert_eq!(object["status"]["conditions"][0]["lastTransitionTime"], "2030-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn ready_is_unknown_until_a_worker_has_polled_and_then_the_workers() {
+        let wanted = of_applied(&applied(), &shown(&refused()));
+        assert_eq!(wanted.ready.as_ref().unwrap().reason, "Pending");
+        assert_eq!(wanted.shard, Some(7));
+        let mut polled = shown(&wanted);
+        polled.ready.as_mut().unwrap().reason = "Polled".into();
+        assert_eq!(of_applied(&applied(), &polled).ready, None);
+        let paused = Applied { polled: false, paused: true, ..applied() };
+        assert_eq!(of_applied(&paused, &Shown::default()).ready.unwrap().reason, "Paused");
+    }
+
+    #[test]
+    fn events_tell_changes_only() {
+        let good = of_applied(&applied(), &Shown::default());
+        assert_eq!(notice(&Shown::default(), &good), None);
+        assert!(notice(&Shown::default(), &refused()).unwrap().warning);
+        assert_eq!(notice(&shown(&refused()), &refused()), None);
+        let now_good = notice(&shown(&refused()), &good).unwrap();
+        assert_eq!((now_good.warning, now_good.reason), (false, "Accepted"));
+        let warned = Applied { warnings: vec!["apop has no effect".into()], ..applied() };
+        let warned = of_applied(&warned, &Shown::default());
+        assert!(notice(&shown(&good), &warned).unwrap().warning);
+    }
+}
