@@ -329,7 +329,6 @@ pub struct Leader {
     shards_told: Option<Boot>,
     slices_told: bool,
     records_told: bool,
-    begun: bool,
     busy: HashMap<Target, Busy>,
     balanced: Boot,
     /// The first placement of this leader was made, or not needed.
@@ -347,7 +346,6 @@ impl Leader {
             shards_told: None,
             slices_told: false,
             records_told: false,
-            begun: false,
             busy: HashMap::new(),
             balanced: Boot(0),
             warm: false,
@@ -397,7 +395,7 @@ impl Leader {
                 self.slices.gone(&mut self.records, (shard, number));
             }
             Seen::Records(all) => {
-                self.records.replace(all);
+                self.records.replace(&all);
                 self.records_told = true;
             }
             Seen::Record(record) => self.records.put(&record),
@@ -415,8 +413,7 @@ impl Leader {
         if !self.is_ready() {
             return Vec::new();
         }
-        if !std::mem::replace(&mut self.begun, true) {
-            let said = self.slices.said.take().unwrap_or_default();
+        if let Some(said) = self.slices.said.take() {
             self.records.recall(said);
         }
         self.records.spread();

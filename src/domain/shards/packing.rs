@@ -209,7 +209,9 @@ impl<'a> Draft<'a> {
             self.bytes = EMPTY;
             let keep = items.len() - 1;
             evicted.extend(items.get(keep));
-            items.into_iter().take(keep).for_each(|item| self.put(item));
+            for item in items.into_iter().take(keep) {
+                self.put(item);
+            }
         }
         self.gives |= !evicted.is_empty();
         evicted
