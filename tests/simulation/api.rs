@@ -32,7 +32,6 @@ pub enum Change {
     Lease(LeaseSeen),
     Shard(ShardSeen),
     Slice(SliceSeen),
-    ShardGone(ShardId),
 }
 
 #[derive(Default)]
@@ -87,6 +86,18 @@ impl Api {
         self.leases.insert(name, lease.clone());
         self.changes.push(Change::Lease(lease));
         Renewal::Done
+    }
+
+    /// The lease is nobody's from now on, if it was that worker's.
+    pub fn release(&mut self, worker: &Incarnation) {
+        let name = Self::lease_name(worker);
+        let version = self.bump();
+        if let Some(lease) = self.leases.get_mut(&name)
+            && lease.holder == LeaseHolder::Worker(worker.clone())
+        {
+            (lease.holder, lease.version) = (LeaseHolder::Nobody, version);
+            self.changes.push(Change::Lease(lease.clone()));
+        }
     }
 
     /// A status write of a shard's holder.
@@ -201,7 +212,13 @@ impl Api {
     }
 
     /// A commit: the version after it.
-    pub fn commit(&mut self, key: &RecordKey, read: u64, by: (ShardId, i64), batch: &BTreeSet<u64>) -> Option<u64> {
+    pub fn commit(
+        &mut self,
+        key: &RecordKey,
+        read: u64,
+        by: (ShardId, i64),
+        batch: &BTreeSet<u64>,
+    ) -> Option<u64> {
         let ledger = self.ledgers.entry(key.clone()).or_default();
         let old = ledger.shard == Some(by.0) && by.1 < ledger.epoch;
         if ledger.version != read || old {
