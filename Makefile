@@ -28,6 +28,18 @@ test: bootstrap ## All tests, with real mail servers and a real API server
 	$(CARGO) build --quiet --example demo --bin rpop
 	$(CARGO) test --lib --tests --no-fail-fast -- $(TESTFLAGS)
 
+# Ten minutes (RPOP_CHAOS_MINUTES) from a seed that it prints (RPOP_CHAOS_SEED
+# to repeat it); RPOP_CHAOS_TIMING=default for the timing that people use.
+.PHONY: chaos
+chaos: bootstrap ## Workers, leaders, etcd and API server are killed and stopped while mail flows
+	@scripts/kubetools >/dev/null
+	$(CARGO) test --test cluster -- --ignored --nocapture chaos::long_form
+
+.PHONY: scale
+scale: build ## 10 000 records and 10 workers on a real API server: what it costs
+	@scripts/kubetools >/dev/null
+	RPOP_BINARY=$(CURDIR)/target/release/rpop $(CARGO) test --test cluster -- --ignored --nocapture scale::
+
 .PHONY: lint
 lint: bootstrap ## Format, clippy without a warning, licences and sources of dependencies
 	$(CARGO) fmt --all --check

@@ -80,7 +80,6 @@ fn seed() -> u64 {
 
 /// Each kind of trouble once.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the worker and the controller"]
 async fn nothing_is_lost_and_no_maildrop_polled_twice() {
     let Some(fleet) = Fleet::new(size()).await else { return };
     let mut drama = Drama::begin(fleet, seed(), 5).await;

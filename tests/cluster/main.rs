@@ -27,5 +27,6 @@ mod ledger;
 #[path = "../it/support/mod.rs"]
 mod parts;
 mod policies;
+mod scale;
 mod support;
 mod worker;

@@ -68,7 +68,7 @@ impl Sim {
                 }
             }
             _ => {
-                for _ in 0..1 + self.roll(4) {
+                for _ in 0..=self.roll(4) {
                     self.edit();
                 }
             }

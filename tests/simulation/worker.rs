@@ -175,16 +175,13 @@ impl Sim {
                 else {
                     return;
                 };
-                match version {
-                    Some(version) => {
-                        (session.stage, session.version) = (Stage::Committed, version);
-                        let who = Who::Worker(at, self.workers[at].life);
-                        self.after(10, Event::Hear(who, Inbound::Step(key, id)));
-                    }
-                    None => {
-                        self.drop_sessions(at, |session| session.id == id);
-                        self.drained(at);
-                    }
+                if let Some(version) = version {
+                    (session.stage, session.version) = (Stage::Committed, version);
+                    let who = Who::Worker(at, self.workers[at].life);
+                    self.after(10, Event::Hear(who, Inbound::Step(key, id)));
+                } else {
+                    self.drop_sessions(at, |session| session.id == id);
+                    self.drained(at);
                 }
             }
             (Pending::List, Answered::All(shards, slices)) => {

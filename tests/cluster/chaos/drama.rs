@@ -8,8 +8,11 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
-use super::fleet::{Fleet, account};
+use super::fleet::{Fleet, Places, account};
 use super::verdict::{Trouble, Verdict};
+
+/// Shards that may be on their way for the sake of balance.
+const BALANCING: usize = 8;
 
 /// Some trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -354,11 +357,13 @@ impl Drama {
     }
 
     async fn no_leader(&mut self, span: Duration) {
-        let before = self.fleet.shards().await;
         let mut identities = Vec::new();
         while !self.fleet.controllers.is_empty() {
             identities.push(self.fleet.kill_controller(0));
         }
+        // What was on its way arrives.
+        sleep(Duration::from_secs(3)).await;
+        let before = self.fleet.shards().await;
         self.polling_goes_on(span).await;
         assert_eq!(self.fleet.shards().await, before, "shards move without a leader");
         for identity in identities {
@@ -418,13 +423,14 @@ impl Drama {
         self.polling_goes_on(Duration::from_secs(8)).await;
     }
 
-    /// For so long each shard stays where it is: no worker has died.
-    async fn nothing_moves(&mut self, before: Option<BTreeMap<String, (String, i64)>>, span: Duration) {
+    /// For so long shards stay where they are, but for those that are moved
+    /// for balance: no worker has died.
+    async fn nothing_moves(&mut self, before: Option<Places>, span: Duration) {
         let (before, until) = (before.expect("what was before"), Instant::now() + span);
         while Instant::now() < until {
             if let Some(now) = self.fleet.shards().await {
                 let moved = now.iter().filter(|(shard, status)| before.get(*shard) != Some(status)).count();
-                assert_eq!(moved, 0, "{moved} shards of living workers move\n{}", self.fleet.logs());
+                assert!(moved <= BALANCING, "{moved} shards of living workers move\n{}", self.fleet.logs());
             }
             sleep(Duration::from_millis(300)).await;
         }

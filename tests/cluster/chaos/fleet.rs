@@ -35,6 +35,9 @@ pub struct Size {
     pub host_connections: u32,
 }
 
+/// By shard its holder and epoch.
+pub type Places = BTreeMap<String, (String, i64)>;
+
 /// A process in a pod.
 pub struct Process {
     pub identity: Identity,
@@ -270,17 +273,25 @@ impl Fleet {
     }
 
     /// Each shard's holder and epoch; `None` while the API server is away.
-    pub async fn shards(&self) -> Option<BTreeMap<String, (String, i64)>> {
+    pub async fn shards(&self) -> Option<Places> {
+        Some(self.placement().await?.0)
+    }
+
+    /// The same, and whether no shard is on its way.
+    async fn placement(&self) -> Option<(Places, bool)> {
         let shards: Api<RpopShard> = Api::namespaced(self.client.clone(), SYSTEM);
         let list = tokio::time::timeout(Duration::from_secs(5), shards.list(&ListParams::default()))
             .await
             .ok()?
             .ok()?;
+        let rests = list.iter().all(|shard| {
+            shard.spec.desired == shard.status.as_ref().and_then(|status| status.holder.clone())
+        });
         let status = |shard: RpopShard| {
             let status = shard.status.unwrap_or_default();
             (shard.metadata.name.unwrap_or_default(), (status.holder.unwrap_or_default(), status.epoch))
         };
-        Some(list.into_iter().map(status).collect())
+        Some((list.into_iter().map(status).collect(), rests))
     }
 
     /// By pod, whom its membership lease names.
@@ -296,9 +307,9 @@ impl Fleet {
         Some(list.into_iter().map(holder).collect())
     }
 
-    /// Whether all shards are with workers that run.
+    /// Whether all shards are with workers that run, to stay there.
     pub async fn settled(&mut self) -> bool {
-        let Some(shards) = self.shards().await else { return false };
+        let Some((shards, true)) = self.placement().await else { return false };
         let names: Vec<_> = self.workers.iter().map(|worker| format!("{}/", worker.name())).collect();
         shards.len() == usize::from(self.size.shards)
             && shards.values().all(|(holder, _)| names.iter().any(|name| holder.starts_with(name)))
@@ -325,7 +336,9 @@ impl Fleet {
         let texts = running.map(|process| (process.name().to_owned(), process.running.text()));
         let ended =
             self.said.iter().rev().take(6).map(|(name, text)| (format!("{name} (ended)"), text.clone()));
-        texts.chain(ended).map(|(name, text)| format!("--- {name}\n{}\n", last(&text))).collect()
+        let all: Vec<_> =
+            texts.chain(ended).map(|(name, text)| format!("--- {name}\n{}\n", last(&text))).collect();
+        all.concat()
     }
 }
 

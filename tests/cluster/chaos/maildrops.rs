@@ -3,7 +3,8 @@
 //! would have hidden: a command obeyed for a session after another one of the
 //! same maildrop had logged in.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,8 +18,8 @@ use crate::parts::pop3::stuffed;
 
 /// Two sessions at one maildrop.
 #[derive(Debug, Clone)]
+#[allow(dead_code, reason = "printed")]
 pub struct Double {
-    pub at: Instant,
     pub account: String,
     /// What was obeyed for the older session.
     pub command: String,
@@ -44,8 +45,6 @@ struct State {
     deleted: BTreeSet<String>,
     doubles: Vec<Double>,
     logins: u64,
-    /// When each login was, a count a second.
-    by_second: BTreeMap<u64, u64>,
 }
 
 /// The server.
@@ -54,12 +53,11 @@ pub struct Maildrops {
     pub port: u16,
     state: Arc<Mutex<State>>,
     open: Arc<AtomicUsize>,
-    since: Instant,
 }
 
-/// How long a message or a deletion takes: sessions shall be open often enough
-/// to be hit.
-const PACE: Duration = Duration::from_millis(15);
+/// How long a login, a message or the end takes: sessions shall be open often
+/// enough to be hit.
+const PACE: Duration = Duration::from_millis(60);
 const OCTETS: usize = 700;
 
 impl Maildrops {
@@ -70,7 +68,6 @@ impl Maildrops {
         let drops = accounts.map(|account| (account, Drop::default())).collect();
         let state = Arc::new(Mutex::new(State { drops, ..State::default() }));
         let open = Arc::new(AtomicUsize::new(0));
-        let since = Instant::now();
         let (serving, counted) = (Arc::clone(&state), Arc::clone(&open));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -78,7 +75,6 @@ impl Maildrops {
                 tokio::spawn(async move {
                     let mut session = Session {
                         state,
-                        since,
                         account: String::new(),
                         login: 0,
                         mail: None,
@@ -91,7 +87,7 @@ impl Maildrops {
                 });
             }
         });
-        Self { port, state, open, since }
+        Self { port, state, open }
     }
 
     /// Puts a message into a maildrop.
@@ -130,12 +126,6 @@ impl Maildrops {
         self.state.lock().unwrap().drops.values().map(|drop| drop.mail.len()).sum()
     }
 
-    /// Maildrops without a login for that long.
-    pub fn unvisited_for(&self, span: Duration) -> usize {
-        let late = |drop: &&Drop| drop.last_login.unwrap_or(self.since).elapsed() > span;
-        self.state.lock().unwrap().drops.values().filter(late).count()
-    }
-
     /// Times between two logins of the same maildrop since the last call,
     /// sorted.
     pub fn take_gaps(&self) -> Vec<Duration> {
@@ -149,7 +139,6 @@ impl Maildrops {
 
 struct Session {
     state: Arc<Mutex<State>>,
-    since: Instant,
     account: String,
     login: u64,
     /// The listing of this session.
@@ -165,7 +154,7 @@ impl Session {
         write.write_all(b"+OK ready\r\n").await?;
         while let Some(line) = lines.next_line().await? {
             let (verb, argument) = line.split_once(' ').unwrap_or((&line, ""));
-            if matches!(verb, "RETR" | "QUIT") {
+            if matches!(verb, "PASS" | "RETR" | "QUIT") {
                 tokio::time::sleep(PACE).await;
             }
             let answer = self.obey(verb, argument);
@@ -201,7 +190,7 @@ impl Session {
         let list = |what: &mut dyn FnMut(&String) -> String| {
             let mut text = String::from("+OK\r\n");
             for (at, mark) in mail.iter().enumerate().filter(|(at, _)| !self.deleted.contains(at)) {
-                text += &format!("{} {}\r\n", at + 1, what(mark));
+                write!(text, "{} {}\r\n", at + 1, what(mark)).expect("text");
             }
             text += ".\r\n";
             text.into_bytes()
@@ -246,13 +235,12 @@ impl Session {
         if drop.logins > self.login {
             let newer = drop.last_login.map(|at| at.elapsed()).unwrap_or_default();
             let (account, command) = (self.account.clone(), verb.to_owned());
-            state.doubles.push(Double { at: Instant::now(), account, command, newer });
+            state.doubles.push(Double { account, command, newer });
         }
     }
 
     fn log_in(&mut self) -> Vec<u8> {
         let mut state = self.state.lock().unwrap();
-        let second = self.since.elapsed().as_secs();
         let Some(drop) = state.drops.get_mut(&self.account) else { return b"-ERR [AUTH] who?\r\n".to_vec() };
         drop.logins += 1;
         drop.open += 1;
@@ -262,7 +250,6 @@ impl Session {
         self.login = drop.logins;
         self.mail = Some(drop.mail.clone());
         state.logins += 1;
-        *state.by_second.entry(second).or_default() += 1;
         b"+OK\r\n".to_vec()
     }
 
