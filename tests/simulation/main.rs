@@ -22,6 +22,7 @@ mod controller;
 mod node;
 mod sim;
 mod trouble;
+mod unknown;
 mod worker;
 
 use rpop::domain::shards::timing::Timing;

@@ -245,8 +245,14 @@ impl Drama {
     /// Waits until no shard is held by that pod's process any more.
     async fn failed_over(&mut self, holder: &str, from: Instant) {
         let limit = self.fleet.size.dead_after + Duration::from_secs(3);
+        // Says how well the API server was meanwhile: a leader that cannot
+        // read counts afresh.
+        let mut slowest = Duration::ZERO;
         loop {
-            if let Some(shards) = self.fleet.shards().await {
+            let asked = Instant::now();
+            let shards = self.fleet.shards().await;
+            slowest = slowest.max(asked.elapsed());
+            if let Some(shards) = shards {
                 let left = shards.values().filter(|(name, _)| name == holder).count();
                 if left == 0 {
                     break;
@@ -261,10 +267,16 @@ impl Drama {
             sleep(Duration::from_millis(100)).await;
         }
         let took = from.elapsed();
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        println!(
+            "  fail-over in {took:?}; slowest answer of the API server {slowest:?}; load {}",
+            load.trim()
+        );
         self.fail_overs.push(took);
         assert!(
             took <= limit,
-            "the shards of {holder} are without a worker for {took:?}, more than {limit:?}\n{}",
+            "the shards of {holder} are without a worker for {took:?}, more than {limit:?}; \
+             the slowest answer of the API server took {slowest:?}\n{}",
             self.fleet.logs()
         );
     }
