@@ -50,7 +50,7 @@ lint: bootstrap ## Format, clippy without a warning, licences and sources of dep
 bench: ## RPOP beside fetchmail, getmail6 and mpop, and the micro-benchmarks
 	scripts/bootstrap bench
 	scripts/bench
-	$(CARGO) bench --bench pop3_codec --bench ledger
+	$(CARGO) bench --bench pop3_codec --bench ledger --bench planner
 
 .PHONY: build
 build: bootstrap ## The release binary, target/release/rpop

@@ -17,7 +17,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ const FOLDER: &str = ".cluster-demo";
 /// killed.
 const CHECKPOINT: usize = 20;
 /// How many messages the busy mailbox gets while a worker is killed.
-const BUSY: usize = 6000;
+const BUSY: usize = 4000;
 /// For anything that takes a poll or a fail-over, on a loaded machine.
 const LONG: Duration = Duration::from_mins(4);
 
@@ -139,11 +139,12 @@ async fn main() -> ExitCode {
     let victim = demo.kill_the_busy_one(&mut processes);
     let second = demo.taken_over(&mut processes, &victim);
 
+    for process in &processes {
+        let log = Path::new(FOLDER).join(format!("{}.log", process.pod));
+        std::fs::write(log, process.running.text()).expect("a log");
+    }
     if !(first && second) {
-        println!("\nThis is not as it should be. The manifests are in {FOLDER}/manifests.");
-        for process in &processes {
-            println!("--- {}\n{}", process.pod, last_lines(&process.running.text()));
-        }
+        println!("\nThis is not as it should be. The manifests and the logs are in {FOLDER}.");
         return ExitCode::FAILURE;
     }
     println!("\nAll of it in {:.0} s.", began.elapsed().as_secs_f32());
@@ -405,8 +406,14 @@ impl Demo {
         );
         let mailbox = MAILBOXES.iter().find(|mailbox| mailbox.account == "erin").expect("it is in the list");
         let arrivals = self.home.mailbox(mailbox.account, mailbox.folder);
+        let mut told = Instant::now();
         wait_for("the rest of the mail", LONG, || {
             alive(processes);
+            if told.elapsed().as_secs() >= 5 {
+                told = Instant::now();
+                println!("  {} of {} there", arrivals.count(), mailbox.messages + BUSY);
+            }
+            std::thread::sleep(Duration::from_millis(50));
             let all = self.provider.inbox(mailbox.account).count() == 0;
             (all && arrivals.count() >= mailbox.messages + BUSY).then_some(())
         });

@@ -58,7 +58,7 @@ type Failure = (Exit, String);
 
 /// Runs until a signal, or until the process had better be another one.
 pub(super) async fn run(part: Part, arguments: Process) -> Exit {
-    match prepared(part, arguments).await {
+    match Box::pin(prepared(part, arguments)).await {
         Ok(()) => Exit::Good,
         Err((exit, message)) => {
             tracing::error!(target: CRASH, "{message}");
@@ -108,7 +108,7 @@ async fn prepared(part: Part, arguments: Process) -> Result<(), Failure> {
             let worker = async {
                 worker::run(cluster, works, ended, metrics, health).await.map_err(|error| failed(&error))
             };
-            together(worker, controller, stop, end).await
+            Box::pin(together(worker, controller, stop, end)).await
         }
     };
     if let Some(server) = server {

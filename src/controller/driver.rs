@@ -13,7 +13,7 @@ use super::apply::{Outline, apply};
 use super::figures::Figures;
 use super::index::View;
 use super::look::{Looked, look};
-use super::order::{self, Order};
+use super::order::{self, Order, Orphan};
 use super::outbox::{Budget, Ended, Outbox};
 use super::shown::{Shown, Told};
 use super::status::{self, Notice, Wanted};
@@ -34,6 +34,9 @@ const STATUSES: Budget = Budget { at_once: 8, rate: 50.0, burst: 200.0 };
 const ORDERS: Budget = Budget { at_once: 16, rate: 200.0, burst: 400.0 };
 /// Records looked at before anything else has its turn.
 const AT_A_TIME: usize = 256;
+/// How often what nobody needs any more is removed, and how much at a time.
+const TIDY: Duration = Duration::from_secs(5);
+const TIDY_AT_ONCE: usize = 16;
 /// Records that cannot be looked at yet are looked at again so often.
 const LATER: Duration = Duration::from_secs(2);
 
@@ -41,6 +44,7 @@ const LATER: Duration = Duration::from_secs(2);
 pub(super) enum Ending {
     Status { target: Target, job: Box<Job>, result: Result<(), ApiError> },
     Order { order: Box<Order>, result: Result<Option<Seen>, ApiError> },
+    Removed { orphan: Orphan, result: Result<(), ApiError> },
 }
 
 /// What exists only while this process leads.
@@ -54,6 +58,7 @@ pub(super) struct Lead {
     writes: JoinSet<Ending>,
     later: Vec<RecordKey>,
     later_at: Instant,
+    tidy_at: Instant,
     connections: Option<u32>,
 }
 
@@ -79,6 +84,7 @@ impl Lead {
             writes: JoinSet::new(),
             later: Vec::new(),
             later_at: now,
+            tidy_at: now + TIDY,
             connections: None,
         }
     }
@@ -287,6 +293,16 @@ impl Driver {
 
     /// Starts as many writes as there may be.
     fn pump(&mut self, lead: &mut Lead, now: Instant) {
+        if now >= lead.tidy_at {
+            lead.tidy_at = now + TIDY;
+            for orphan in lead.work.orphans().into_iter().take(TIDY_AT_ONCE) {
+                let (client, system) = (self.cluster.client.clone(), Arc::clone(&self.cluster.namespace));
+                lead.writes.spawn(async move {
+                    let result = order::remove(&client, &system, &orphan).await;
+                    Ending::Removed { orphan, result }
+                });
+            }
+        }
         while let Some((_, order)) = lead.orders.next(now) {
             let (client, system, shards) =
                 (self.cluster.client.clone(), Arc::clone(&self.cluster.namespace), lead.shards);
@@ -331,6 +347,13 @@ impl Driver {
                 };
                 lead.orders.ended(target.clone(), *order, Ended::Done, now);
                 lead.work.hear(boot_now(), Seen::Answered { target, answer });
+            }
+            Ending::Removed { orphan, result } => {
+                self.figures.written(&result);
+                match result {
+                    Ok(()) => tracing::info!(?orphan, "removed: there are not so many shards"),
+                    Err(error) => tracing::debug!(?orphan, "not removed: {}", causes(&error)),
+                }
             }
             Ending::Status { target, job, result } => {
                 self.figures.written(&result);

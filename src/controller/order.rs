@@ -64,6 +64,29 @@ impl Order {
     }
 }
 
+/// An object that nobody needs: a shard, or a slice of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Orphan {
+    pub(super) shard: ShardId,
+    pub(super) slice: Option<u32>,
+    pub(super) version: String,
+}
+
+/// Removes it, if it is still what was seen.
+pub(super) async fn remove(client: &Client, system: &str, orphan: &Orphan) -> Result<(), ApiError> {
+    let Orphan { shard, slice, version } = orphan;
+    let same = Preconditions { uid: None, resource_version: Some(version.clone()) };
+    let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
+    if let Some(number) = slice {
+        let objects: Api<RpopWorkSlice> = Api::namespaced(client.clone(), system);
+        within(REQUEST_DEADLINE, objects.delete(&shard.slice(*number), &params)).await?;
+    } else {
+        let objects: Api<RpopShard> = Api::namespaced(client.clone(), system);
+        within(REQUEST_DEADLINE, objects.delete(&shard.to_string(), &params)).await?;
+    }
+    Ok(())
+}
+
 /// Writes; what the API server answered with is to be heard before the answer.
 pub(super) async fn execute(
     client: &Client,

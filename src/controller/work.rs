@@ -1,7 +1,7 @@
 //! The work as the leader's machine knows it, and what its decrees are in
 //! objects. It writes nothing itself.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hasher as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 use siphasher::sip::SipHasher13;
 
-use super::order::{Order, SliceBody};
+use super::order::{Order, Orphan, SliceBody};
 use crate::api::{ItemPast, RpopShard, RpopWorkSlice, RpopWorkSliceSpec, SLICE_FORMAT, SliceItem};
 use crate::domain::shards::leader::{
     Config, Decree, ItemSeen, Leader, REMOVED, RecordSeen, Seen, ShardSeen, SliceSeen, parse_removed,
@@ -43,6 +43,10 @@ pub(super) struct Work {
     /// any: it would take those that are missing for gone.
     complete: bool,
     slices: HashMap<(ShardId, u32), Vec<RecordKey>>,
+    /// Objects whose number is beyond that of the shards there are, by
+    /// version: somebody made them, and in the end somebody has to remove them.
+    strays: BTreeMap<(ShardId, Option<u32>), String>,
+    shards: u16,
     placed: HashMap<RecordKey, Place>,
     /// Records whose place is another one than before.
     moved: BTreeSet<RecordKey>,
@@ -55,6 +59,8 @@ impl Work {
             records: HashMap::new(),
             complete: false,
             slices: HashMap::new(),
+            strays: BTreeMap::new(),
+            shards: config.shards,
             placed: HashMap::new(),
             moved: BTreeSet::new(),
         }
@@ -137,6 +143,14 @@ impl Work {
     /// Something was seen or heard.
     pub(super) fn hear(&mut self, now: Boot, seen: Seen) {
         match &seen {
+            Seen::Shards(shards) => {
+                self.strays.retain(|(_, number), _| number.is_some());
+                for shard in shards {
+                    self.stray(shard.id, None, &shard.version);
+                }
+            }
+            Seen::Shard(shard) => self.stray(shard.id, None, &shard.version),
+            Seen::ShardGone(id) => drop(self.strays.remove(&(*id, None))),
             Seen::Slice(slice) => self.slice(slice),
             Seen::Slices(slices) => {
                 let named: BTreeSet<(ShardId, u32)> =
@@ -155,7 +169,31 @@ impl Work {
         self.leader.hear(now, seen);
     }
 
+    fn stray(&mut self, shard: ShardId, slice: Option<u32>, version: &str) {
+        if shard.0 >= self.shards {
+            self.strays.insert((shard, slice), version.to_owned());
+        }
+    }
+
+    /// What nobody needs any more: objects of shards beyond those there are,
+    /// once no record is in them.
+    pub(super) fn orphans(&self) -> Vec<Orphan> {
+        let empty = |at: &(ShardId, u32)| self.slices.get(at).is_none_or(Vec::is_empty);
+        let orphans = self.strays.iter().filter(|((shard, slice), _)| match slice {
+            Some(number) => empty(&(*shard, *number)),
+            None => self.slices.keys().filter(|(of, _)| of == shard).all(empty),
+        });
+        orphans
+            .map(|((shard, slice), version)| Orphan {
+                shard: *shard,
+                slice: *slice,
+                version: version.clone(),
+            })
+            .collect()
+    }
+
     fn slice(&mut self, slice: &SliceSeen) {
+        self.stray(slice.shard, Some(slice.number), &slice.version);
         let at = (slice.shard, slice.number);
         let before = self.slices.remove(&at).unwrap_or_default();
         let names: BTreeSet<&RecordKey> = slice.items.iter().map(|item| &item.key).collect();
@@ -172,6 +210,7 @@ impl Work {
     }
 
     fn slice_gone(&mut self, shard: ShardId, number: u32) {
+        self.strays.remove(&(shard, Some(number)));
         for key in self.slices.remove(&(shard, number)).unwrap_or_default() {
             self.unplace(key, (shard, number));
         }

@@ -4,7 +4,7 @@ pub mod client;
 mod election;
 pub mod error;
 pub mod events;
-pub mod ledger;
 pub mod lease;
+pub mod ledger;
 pub mod secrets;
 pub mod status;

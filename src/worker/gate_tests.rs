@@ -37,7 +37,7 @@ fn work(name: &str) -> WorkItem {
             apop: false,
             tls: Arc::new(TlsPolicy::default()),
         },
-        interval: Some(Duration::from_secs(60)),
+        interval: Some(Duration::from_mins(1)),
         leave: false,
         keep_for_days: None,
         delete_seen: false,
@@ -233,7 +233,7 @@ async fn polls_wait_while_the_worker_does_not_know_whether_it_is_alive() {
     assert!(a.await.unwrap().result.is_err());
     let (stop, a) = site.poll("a");
     let (_stop, b) = site.poll("b");
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     assert_eq!((site.started(), site.open()), (1, 0));
     // Who need not be polled any more does not wait.
     stop.send_replace(Stage::Draining);

@@ -130,7 +130,8 @@ pub async fn run(
     let (reporter, failing) = Reporter::new(roster.clone(), writer.clone(), ailing);
 
     let (observer, answers) = Relay::new(Arc::clone(&metrics), None);
-    let ledgers = ConfigMapLedgers::new(client.clone(), Arc::new(roster.clone())).with_shards_in(&cluster.namespace);
+    let ledgers =
+        ConfigMapLedgers::new(client.clone(), Arc::new(roster.clone())).with_shards_in(&cluster.namespace);
     let ledgers = Arc::new(ledgers.with_shards_in(&cluster.namespace));
     let (desired, mut wishes) = mpsc::channel(1);
     let (end, ended) = watch::channel(Stage::Running);

@@ -345,8 +345,27 @@ async fn one_of_two_controllers_leads_and_the_other_takes_over() {
     let shards: Api<RpopShard> = Api::namespaced(all.client.clone(), SYSTEM);
     assert_eq!(shards.list(&ListParams::default()).await.unwrap().items.len(), 4);
 
-    // Everybody else writes to the same objects all the time.
+    // What somebody made beyond them is removed, and its record moves.
     let slices: Api<RpopWorkSlice> = Api::namespaced(all.client.clone(), SYSTEM);
+    let item = all.items().await["rpop-system/a"][0].clone();
+    let mut stray = slices.get(&item.0).await.unwrap().spec;
+    stray.shard = 999;
+    all.apply(&json!({
+        "apiVersion": "rpop.dev/v1alpha1", "kind": "RpopShard",
+        "metadata": {"name": "shard-999", "namespace": SYSTEM}, "spec": {"slices": 1},
+    }));
+    all.apply(&json!({
+        "apiVersion": "rpop.dev/v1alpha1", "kind": "RpopWorkSlice",
+        "metadata": {"name": "shard-999-0", "namespace": SYSTEM}, "spec": stray,
+    }));
+    eventually("the stray shard and its slice to be removed", || async {
+        let shard = shards.get_opt("shard-999").await.unwrap();
+        (shard.is_none() && slices.get_opt("shard-999-0").await.unwrap().is_none()).then_some(())
+    })
+    .await;
+    all.holds(&["rpop-system/a", "rpop-system/b"]).await;
+
+    // Everybody else writes to the same objects all the time.
     let (stop, storm) = watch::channel(());
     let storm = tokio::spawn({
         let (slices, shards, mut stop) = (slices.clone(), shards.clone(), storm);

@@ -21,9 +21,9 @@ mod admission;
 mod chaos;
 mod controller;
 mod fixture;
-mod ledger;
 mod install;
 mod lease;
+mod ledger;
 #[path = "../it/support/mod.rs"]
 mod parts;
 mod policies;

@@ -12,7 +12,7 @@ use self::stage::{Stage, each_once, prepare, server};
 use crate::parts::pop3::{Act, Pop3};
 use crate::parts::smtp::Smtp;
 use crate::parts::{PATIENCE, wait_for, wait_until};
-use crate::support::{SYSTEM, Server, eventually};
+use crate::support::{Options, SYSTEM, Server, eventually, project};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_of_a_held_shard_is_polled_and_its_status_says_so() {
@@ -214,4 +214,49 @@ async fn an_api_server_that_is_away_stops_polls_in_time_and_for_that_time() {
     let status = shards.get("shard-006").await.unwrap().status.unwrap();
     assert_eq!((status.holder.as_deref(), status.epoch), (Some(worker.me.as_str()), 1), "nobody took it");
     assert!(worker.process.runs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_is_controller_and_worker_where_that_is_enough() {
+    // The chart brings the CRDs.
+    let bare = Options { without_crds: true, ..Options::default() };
+    let Some(server) = Server::start_with(bare) else { return };
+    server.kubectl(&["create", "namespace", SYSTEM]).succeeds();
+    let chart = project("charts/rpop");
+    let chart = chart.to_str().unwrap();
+    server.helm(&["install", "rpop", chart, "--namespace", SYSTEM, "--set", "mode=combined"]).succeeds();
+    let (pop3, smtp) = (Pop3::new().generated("m", 3, 2000).start(), Smtp::new().start());
+    let manifests = format!(
+        "apiVersion: rpop.dev/v1alpha1\nkind: RpopSettings\nmetadata: {{name: default}}\nspec:\n\
+         \x20 allowSelfPoll: true\n  remoteNetworks: {{allow: [127.0.0.0/8]}}\n---\n\
+         apiVersion: rpop.dev/v1alpha1\nkind: RpopDomain\nmetadata: {{name: local.test}}\nspec:\n\
+         \x20 delivery: {{smtp: {{host: 127.0.0.1, port: {}, tls: {{mode: None}}}}}}\n---\n\
+         apiVersion: v1\nkind: Secret\nmetadata: {{name: isp, namespace: {SYSTEM}}}\n\
+         stringData: {{password: {}}}\n---\n\
+         apiVersion: rpop.dev/v1alpha1\nkind: RpopRecord\nmetadata: {{name: isp, namespace: {SYSTEM}}}\nspec:\n\
+         \x20 account: alice@local.test\n  pollEvery: 10s\n  leave: true\n\
+         \x20 remote: {{host: \"127.0.0.1:{}\", account: alice, passwordSecretRef: {{name: isp}}}}\n\
+         \x20 tls: {{mode: None}}\n",
+        smtp.port(),
+        serde_json::Value::from(crate::parts::dovecot::PASSWORD),
+        pop3.port(),
+    );
+    wait_for("the kinds to be served", PATIENCE, || server.apply(&manifests).success.then_some(()));
+    let identity = server.pod_token(SYSTEM, "rpop-combined", "rpop-combined-0").await;
+    let args = ["combined", "--timing", "fast", "--shards", "4", "--listen", "off"];
+    let process = identity.run(&args, &[]);
+    wait_until("the mail", || {
+        assert!(smtp.accepted() <= 3, "each once");
+        smtp.accepted() == 3
+    });
+    let records: kube::Api<rpop::api::RpopRecord> = kube::Api::namespaced(server.client().await, SYSTEM);
+    eventually("the record to be ready", || async {
+        let status = records.get("isp").await.unwrap().status?;
+        let is = |type_: &str| status.conditions.iter().any(|c| c.type_ == type_ && c.status == "True");
+        (is("Accepted") && is("Ready") && status.shard.is_some()).then_some(())
+    })
+    .await;
+    process.signal(Signal::TERM);
+    let ended = process.wait_at_most(PATIENCE);
+    assert_eq!(ended.code(), 0, "{}", ended.text());
 }

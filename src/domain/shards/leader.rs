@@ -318,6 +318,7 @@ struct Busy {
 /// a new one: it tells it all shards, all slices and all records (in any
 /// order), and then begins to read the Leases. Until it has all that it
 /// decides nothing.
+#[allow(clippy::struct_excessive_bools, reason = "what was told and what was done are apart")]
 pub struct Leader {
     config: Config,
     workers: Workers,
@@ -328,7 +329,6 @@ pub struct Leader {
     shards_told: Option<Boot>,
     slices_told: bool,
     records_told: bool,
-    begun: bool,
     busy: HashMap<Target, Busy>,
     balanced: Boot,
     /// The first placement of this leader was made, or not needed.
@@ -346,7 +346,6 @@ impl Leader {
             shards_told: None,
             slices_told: false,
             records_told: false,
-            begun: false,
             busy: HashMap::new(),
             balanced: Boot(0),
             warm: false,
@@ -374,7 +373,9 @@ impl Leader {
             Seen::Shards(all) => {
                 let names: Vec<ShardId> = all.iter().map(|shard| shard.id).collect();
                 self.shards.retain(|id, _| names.contains(id));
-                all.into_iter().for_each(|shard| self.see_shard(now, shard));
+                for shard in all {
+                    self.see_shard(now, shard);
+                }
                 self.shards_told.get_or_insert(now);
             }
             Seen::Shard(shard) => self.see_shard(now, shard),
@@ -394,7 +395,7 @@ impl Leader {
                 self.slices.gone(&mut self.records, (shard, number));
             }
             Seen::Records(all) => {
-                self.records.replace(all);
+                self.records.replace(&all);
                 self.records_told = true;
             }
             Seen::Record(record) => self.records.put(&record),
@@ -412,8 +413,7 @@ impl Leader {
         if !self.is_ready() {
             return Vec::new();
         }
-        if !std::mem::replace(&mut self.begun, true) {
-            let said = self.slices.said.take().unwrap_or_default();
+        if let Some(said) = self.slices.said.take() {
             self.records.recall(said);
         }
         self.records.spread();

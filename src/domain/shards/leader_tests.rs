@@ -47,7 +47,7 @@ fn record(n: usize, host: usize, digest: u64) -> RecordSeen {
         uid: host_hash(&format!("uid-{n}"), 0),
         host: format!("pop{host}.example").into(),
         port: 995,
-        interval: Some(Duration::from_secs(300)),
+        interval: Some(Duration::from_mins(5)),
         digest,
         bytes: 500,
         destination: 1,
@@ -546,7 +546,7 @@ fn a_cold_start_waits_for_the_workers_that_are_expected() {
 fn mover(world: &World) -> (usize, RecordSeen) {
     let at = |host: usize| mapping_of(&format!("pop{host}.example"));
     let holder = |shard: ShardId| world.shards[&shard].holder.clone();
-    let to = (1000..).find(|host| holder(at(*host)) != holder(at(0))).expect("a host");
+    let to = (1000..2000).find(|host| holder(at(*host)) != holder(at(0))).expect("a host");
     (0, record(0, to, 2))
 }
 

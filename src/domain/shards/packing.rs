@@ -129,7 +129,9 @@ fn empty_last(drafts: &mut [Draft<'_>]) {
         before.iter_mut().find(|taker| taker.count() + items <= MOST_ITEMS && taker.bytes + bytes <= FULL);
     if let Some(taker) = taker {
         giver.gives = true;
-        std::mem::take(&mut giver.items).into_iter().for_each(|item| taker.add(item));
+        for item in std::mem::take(&mut giver.items) {
+            taker.add(item);
+        }
     }
 }
 
@@ -207,7 +209,9 @@ impl<'a> Draft<'a> {
             self.bytes = EMPTY;
             let keep = items.len() - 1;
             evicted.extend(items.get(keep));
-            items.into_iter().take(keep).for_each(|item| self.put(item));
+            for item in items.into_iter().take(keep) {
+                self.put(item);
+            }
         }
         self.gives |= !evicted.is_empty();
         evicted

@@ -166,6 +166,23 @@ fn little_moves_when_one_of_a_hundred_workers_leaves_or_comes() {
     }
 }
 
+/// A million records and a thousand workers: with enough shards it is as even
+/// as with few. (How long it takes, `benches/planner.rs` tells.)
+#[test]
+fn a_million_records_and_a_thousand_workers() {
+    let mut view = View { workers: workers(1000), shards: shards(real(1_000_000, 16_384)) };
+    let moves = plan(&view);
+    carry_out(&mut view, &moves);
+    let first = imbalance(&view);
+    view.workers[0].role = Role::Leaves;
+    let moves = plan(&view);
+    let (_, moved) = carry_out(&mut view, &moves);
+    let (left, ratio) = (moved as f64 / 10_000.0, imbalance(&view));
+    println!("heaviest/average {first:.3}; one leaves: {left:.3} % move, then {ratio:.3}");
+    assert!(first < 1.05 && ratio < 1.11, "{first} {ratio}");
+    assert!(left < 0.2, "{left}");
+}
+
 fn any_view() -> impl Strategy<Value = View> {
     let role = prop_oneof![6 => Just(Role::Takes), 1 => Just(Role::Keeps), 1 => Just(Role::Leaves)];
     let some_workers = prop::collection::vec((prop_oneof![Just(256_u32), 0_u32..1000], role), 1..12);

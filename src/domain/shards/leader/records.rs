@@ -54,7 +54,7 @@ pub(super) struct Records {
     shards: u16,
     limit: u32,
     numbers: HashMap<RecordKey, Number>,
-    records: Vec<Record>,
+    all: Vec<Record>,
     free: Vec<Number>,
     host_numbers: HashMap<(Arc<str>, u16), usize>,
     hosts: Vec<Host>,
@@ -74,7 +74,7 @@ impl Records {
             shards,
             limit: 0,
             numbers: HashMap::new(),
-            records: Vec::new(),
+            all: Vec::new(),
             free: Vec::new(),
             host_numbers: HashMap::new(),
             hosts: Vec::new(),
@@ -92,26 +92,26 @@ impl Records {
             return *number;
         }
         let record = Record { key: key.clone(), wish: None, places: Vec::new(), leaving: Vec::new() };
-        let number = self.free.pop().unwrap_or_else(|| Number::try_from(self.records.len()).unwrap_or(0));
-        match self.records.get_mut(number as usize) {
+        let number = self.free.pop().unwrap_or_else(|| Number::try_from(self.all.len()).unwrap_or(0));
+        match self.all.get_mut(number as usize) {
             Some(place) => *place = record,
-            None => self.records.push(record),
+            None => self.all.push(record),
         }
         self.numbers.insert(key.clone(), number);
         number
     }
 
     fn at(&mut self, number: Number) -> &mut Record {
-        &mut self.records[number as usize]
+        &mut self.all[number as usize]
     }
 
     pub(super) fn key(&self, number: Number) -> &RecordKey {
-        &self.records[number as usize].key
+        &self.all[number as usize].key
     }
 
     /// Forgets a record of which nothing is left.
     fn tidy(&mut self, number: Number) {
-        let record = &self.records[number as usize];
+        let record = &self.all[number as usize];
         let unused = record.wish.is_none() && record.places.is_empty() && record.leaving.is_empty();
         if unused && self.numbers.remove(&record.key).is_some() {
             self.free.push(number);
@@ -137,16 +137,18 @@ impl Records {
     }
 
     /// Exactly these are wanted.
-    pub(super) fn replace(&mut self, all: Vec<RecordSeen>) {
+    pub(super) fn replace(&mut self, all: &[RecordSeen]) {
         let mut gone: BTreeSet<RecordKey> = BTreeSet::new();
-        gone.extend(
-            self.records.iter().filter(|record| record.wish.is_some()).map(|record| record.key.clone()),
-        );
-        for record in &all {
+        gone.extend(self.all.iter().filter(|record| record.wish.is_some()).map(|record| record.key.clone()));
+        for record in all {
             gone.remove(&record.key);
         }
-        gone.iter().for_each(|key| self.remove(key));
-        all.into_iter().for_each(|record| self.put(&record));
+        for key in &gone {
+            self.remove(key);
+        }
+        for record in all {
+            self.put(record);
+        }
     }
 
     pub(super) fn put(&mut self, seen: &RecordSeen) {
@@ -211,7 +213,7 @@ impl Records {
 
     /// Its slices, present and to come, are looked at.
     fn disturb(&mut self, number: Number) {
-        let record = &self.records[number as usize];
+        let record = &self.all[number as usize];
         self.dirty.extend(record.places.iter().map(|(shard, _)| *shard));
         self.dirty.extend(record.wish.as_ref().map(|wish| wish.target.0));
     }
@@ -220,7 +222,7 @@ impl Records {
     pub(super) fn recall(&mut self, items: Vec<(Number, u32)>) {
         let mut said: HashMap<(usize, u32), u64> = HashMap::new();
         for (number, factor) in items {
-            if let Some(wish) = &self.records[number as usize].wish {
+            if let Some(wish) = &self.all[number as usize].wish {
                 *said.entry((wish.host, factor)).or_default() += 1;
             }
         }
@@ -252,8 +254,8 @@ impl Records {
         for host in &mut self.hosts {
             host.factor = (host.count > 0).then(|| scale.factor(host.factor, host.count));
         }
-        for number in 0..self.records.len() {
-            let Some(wish) = &self.records[number].wish else { continue };
+        for number in 0..self.all.len() {
+            let Some(wish) = &self.all[number].wish else { continue };
             let host = &self.hosts[wish.host];
             let factor = host.factor.unwrap_or(1);
             let target = (mapping::shard(host.hash, wish.uid, factor, self.shards), factor);
@@ -275,7 +277,7 @@ impl Records {
         let here = |place: &Place| place.0 == shard;
         let all = self.by_shard.get(&shard).into_iter().flatten();
         all.filter_map(|number| {
-            let record = &self.records[*number as usize];
+            let record = &self.all[*number as usize];
             let wish = record.wish.as_ref()?;
             let may = record.places.iter().all(here) && record.leaving.iter().all(here);
             may.then(|| Wanted {
@@ -291,13 +293,13 @@ impl Records {
 
     /// Over how many shards the record's host is spread.
     pub(super) fn factor(&self, number: Number) -> u32 {
-        self.records[number as usize].wish.as_ref().map_or(1, |wish| wish.target.1)
+        self.all[number as usize].wish.as_ref().map_or(1, |wish| wish.target.1)
     }
 
     /// The shard whose slices have the record, if it is the right one, and its
     /// host's factor.
     pub(super) fn placed(&self, key: &RecordKey) -> Option<(ShardId, u32)> {
-        let record = &self.records[*self.numbers.get(key)? as usize];
+        let record = &self.all[*self.numbers.get(key)? as usize];
         let target = record.wish.as_ref()?.target;
         record.places.iter().any(|(shard, _)| *shard == target.0).then_some(target)
     }
@@ -308,7 +310,7 @@ impl Records {
 
     /// Whether the record is to be in that shard.
     pub(super) fn belongs(&self, number: Number, shard: ShardId) -> bool {
-        self.records[number as usize].wish.as_ref().is_some_and(|wish| wish.target.0 == shard)
+        self.all[number as usize].wish.as_ref().is_some_and(|wish| wish.target.0 == shard)
     }
 
     pub(super) fn arrive(&mut self, number: Number, at: Place) {

@@ -41,7 +41,7 @@ impl Slice {
 
 /// All slices.
 pub(super) struct Slices {
-    slices: BTreeMap<Place, Slice>,
+    all: BTreeMap<Place, Slice>,
     /// Slices out of which records were taken whose sessions may be open.
     pending: BTreeSet<Place>,
     /// Before the first decision: over how many shards hosts are spread, as
@@ -51,19 +51,23 @@ pub(super) struct Slices {
 
 impl Slices {
     pub(super) fn new() -> Self {
-        Self { slices: BTreeMap::new(), pending: BTreeSet::new(), said: Some(Vec::new()) }
+        Self { all: BTreeMap::new(), pending: BTreeSet::new(), said: Some(Vec::new()) }
     }
 
     pub(super) fn replace(&mut self, records: &mut Records, all: Vec<SliceSeen>) {
         let names: HashSet<Place> = all.iter().map(|slice| (slice.shard, slice.number)).collect();
-        let gone: Vec<Place> = self.slices.keys().filter(|at| !names.contains(*at)).copied().collect();
-        gone.into_iter().for_each(|at| self.gone(records, at));
-        all.into_iter().for_each(|slice| self.see(records, slice));
+        let gone: Vec<Place> = self.all.keys().filter(|at| !names.contains(*at)).copied().collect();
+        for at in gone {
+            self.gone(records, at);
+        }
+        for slice in all {
+            self.see(records, slice);
+        }
     }
 
     pub(super) fn see(&mut self, records: &mut Records, seen: SliceSeen) {
         let at = (seen.shard, seen.number);
-        let slice = self.slices.entry(at).or_default();
+        let slice = self.all.entry(at).or_default();
         if let Some(version) = &slice.version
             && (*version == seen.version || is_older(&seen.version, version))
         {
@@ -116,7 +120,7 @@ impl Slices {
 
     /// It was deleted, by whomever: its holder may not know yet.
     pub(super) fn gone(&mut self, records: &mut Records, at: Place) {
-        let Some(slice) = self.slices.get_mut(&at).filter(|slice| slice.version.is_some()) else { return };
+        let Some(slice) = self.all.get_mut(&at).filter(|slice| slice.version.is_some()) else { return };
         let held = slice.holds();
         *slice = Slice { removed: std::mem::take(&mut slice.removed), ..Slice::default() };
         for removed in &mut slice.removed {
@@ -144,7 +148,7 @@ impl Slices {
     ) {
         let mut settled = Vec::new();
         for at in &self.pending {
-            let Some(slice) = self.slices.get_mut(at) else { continue };
+            let Some(slice) = self.all.get_mut(at) else { continue };
             let works_by = match observed(at.0, &at.0.slice(at.1)) {
                 Observed::NoHolder => i64::MAX,
                 // More than there is is of another object of that name.
@@ -163,19 +167,19 @@ impl Slices {
             records.has_left(number, at);
             records.dirty.insert(at.0);
         }
-        self.pending.retain(|at| self.slices.get(at).is_some_and(|slice| !slice.removed.is_empty()));
+        self.pending.retain(|at| self.all.get(at).is_some_and(|slice| !slice.removed.is_empty()));
     }
 
     /// The number of slices that the shard's holder has to read.
     pub(super) fn count(&self, shard: ShardId) -> u32 {
-        let own = self.slices.range((shard, 0)..=(shard, u32::MAX));
+        let own = self.all.range((shard, 0)..=(shard, u32::MAX));
         own.filter(|(_, slice)| slice.is_used()).map(|((_, number), _)| number + 1).max().unwrap_or(0)
     }
 
     /// The last write of the slice was done: whatever was not known about
     /// earlier ones is known now.
     pub(super) fn done(&mut self, records: &mut Records, at: Place) {
-        let Some(slice) = self.slices.get_mut(&at) else { return };
+        let Some(slice) = self.all.get_mut(&at) else { return };
         let before = slice.holds();
         slice.maybe.clear();
         let after = slice.holds();
@@ -196,7 +200,7 @@ impl Slices {
             if room == 0 {
                 break;
             }
-            let own = self.slices.range((shard, 0)..=(shard, u32::MAX));
+            let own = self.all.range((shard, 0)..=(shard, u32::MAX));
             let numbers: Vec<u32> = own.map(|((_, number), _)| *number).collect();
             let count = numbers.last().map_or(0, |last| last + 1);
             if (0..=count).any(|number| is_busy(&Target::Slice(shard, number))) {
@@ -204,7 +208,7 @@ impl Slices {
             }
             let current: Vec<packing::Slice> = (0..count)
                 .map(|number| {
-                    let slice = self.slices.get(&(shard, number));
+                    let slice = self.all.get(&(shard, number));
                     packing::Slice {
                         items: slice.map(|slice| slice.items.clone()).unwrap_or_default(),
                         reserved: slice.map_or(0, |slice| slice.removed.len()),
@@ -229,7 +233,7 @@ impl Slices {
     /// records were on their way out is there again for its holder to see; and
     /// an empty one forgets what it was emptied of.
     fn add_unresolved(&self, records: &Records, shard: ShardId, rewrites: &mut Vec<packing::Rewrite>) {
-        for ((_, number), slice) in self.slices.range((shard, 0)..=(shard, u32::MAX)) {
+        for ((_, number), slice) in self.all.range((shard, 0)..=(shard, u32::MAX)) {
             let unresolved = !slice.maybe.is_empty()
                 || (slice.version.is_none() && !slice.removed.is_empty())
                 || slice.is_to_be_cleared();
@@ -244,7 +248,7 @@ impl Slices {
 
     fn write(&mut self, records: &mut Records, shard: ShardId, rewrite: &packing::Rewrite) -> Decree {
         let at = (shard, u32::try_from(rewrite.slice).unwrap_or(u32::MAX));
-        let slice = self.slices.entry(at).or_default();
+        let slice = self.all.entry(at).or_default();
         let stays: HashSet<Number> = rewrite.records.iter().copied().collect();
         let mut removed: Vec<Number> = slice
             .removed

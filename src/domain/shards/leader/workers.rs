@@ -68,7 +68,9 @@ impl Workers {
             self.gap(now);
         }
         let names: HashSet<Arc<str>> = leases.iter().map(|lease| Arc::clone(&lease.name)).collect();
-        leases.into_iter().for_each(|lease| self.see(now, lease));
+        for lease in leases {
+            self.see(now, lease);
+        }
         let before = self.leases.len();
         self.leases.retain(|name, _| names.contains(name));
         self.changed |= before != self.leases.len();
