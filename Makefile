@@ -33,12 +33,12 @@ test: bootstrap ## All tests, with real mail servers and a real API server
 .PHONY: chaos
 chaos: bootstrap ## Workers, leaders, etcd and API server are killed and stopped while mail flows
 	@scripts/kubetools >/dev/null
-	$(CARGO) test --test cluster -- --ignored --nocapture chaos::long_form
+	$(CARGO) test --test chaos -- --ignored --nocapture chaos::long_form
 
 .PHONY: scale
 scale: build ## 10 000 records and 10 workers on a real API server: what it costs
 	@scripts/kubetools >/dev/null
-	RPOP_BINARY=$(CURDIR)/target/release/rpop $(CARGO) test --test cluster -- --ignored --nocapture scale::
+	RPOP_BINARY=$(CURDIR)/target/release/rpop $(CARGO) test --test chaos -- --ignored --nocapture scale::
 
 .PHONY: lint
 lint: bootstrap ## Format, clippy without a warning, licences and sources of dependencies

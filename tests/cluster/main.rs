@@ -18,7 +18,6 @@
 )]
 
 mod admission;
-mod chaos;
 mod controller;
 mod fixture;
 mod install;
@@ -27,6 +26,5 @@ mod ledger;
 #[path = "../it/support/mod.rs"]
 mod parts;
 mod policies;
-mod scale;
 mod support;
 mod worker;

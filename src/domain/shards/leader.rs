@@ -510,13 +510,17 @@ impl Leader {
     }
 
     fn settle(&mut self, gone: &HashMap<Incarnation, bool>) {
-        let shards = &self.shards;
-        self.slices.settle(&mut self.records, |shard, slice| {
+        let (shards, busy) = (&self.shards, &self.busy);
+        self.slices.settle(&mut self.records, |id, slice| {
             // A shard that is not known may have a holder.
-            let Some(shard) = shards.get(&shard) else { return Observed::Nothing };
+            let Some(shard) = shards.get(&id) else { return Observed::Nothing };
+            // So may one that is just given away, as long as it is not known
+            // how that ended: its new holder may have read the slice before.
+            let open = busy.contains_key(&Target::Shard(id));
             match &shard.seen.holder {
-                None => Observed::NoHolder,
-                Some(holder) if gone.get(holder) == Some(&true) => Observed::NoHolder,
+                None if !open => Observed::NoHolder,
+                Some(holder) if !open && gone.get(holder) == Some(&true) => Observed::NoHolder,
+                None => Observed::Nothing,
                 Some(_) => shard
                     .seen
                     .observed

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -22,6 +23,8 @@ use crate::parts::{self, free_port, tail, wait_for};
 const START: Duration = Duration::from_mins(2);
 /// The token of the cluster's administrator.
 const ADMIN: &str = "admin";
+/// Tells the halves of kubeconfigs apart.
+static PARTS: AtomicUsize = AtomicUsize::new(0);
 
 /// How a server is.
 #[derive(Debug, Clone, Default)]
@@ -116,7 +119,10 @@ impl Server {
             "clusters": [{"name": "test", "cluster": {"server": self.url, "certificate-authority": self.ca}}],
             "users": [{"name": "test", "user": {"token": token}}],
         });
-        fs::write(&path, text.to_string()).expect("a kubeconfig is written");
+        // Tests that share a name write the same rights: whole, or not at all.
+        let part = self.folder.join(format!("{name}.{}.part", PARTS.fetch_add(1, Ordering::Relaxed)));
+        fs::write(&part, text.to_string()).expect("a kubeconfig is written");
+        fs::rename(&part, &path).expect("a kubeconfig is in its place");
         path
     }
 
