@@ -285,12 +285,25 @@ impl Drama {
         );
     }
 
-    /// Pod and boot of a worker, as shards name it.
+    /// Pod and boot of a worker, as shards name it. One that was just started
+    /// is given its first shards when the others are at rest: that is awaited.
     async fn holder_at(&self, at: usize) -> String {
         let prefix = format!("{}/", self.fleet.workers[at].name());
-        let shards = self.fleet.shards().await.expect("the API server is there");
-        let found = shards.into_values().map(|(holder, _)| holder).find(|holder| holder.starts_with(&prefix));
-        found.unwrap_or_else(|| panic!("{prefix} holds no shard\n{}", self.fleet.logs()))
+        let limit = self.fleet.size.dead_after + Duration::from_secs(30);
+        let since = Instant::now();
+        loop {
+            let shards = self.fleet.shards().await.unwrap_or_default();
+            let mut holders = shards.into_values().map(|(holder, _)| holder);
+            if let Some(holder) = holders.find(|holder| holder.starts_with(&prefix)) {
+                return holder;
+            }
+            assert!(
+                since.elapsed() < limit,
+                "{prefix} holds no shard after {limit:?}\n{}",
+                self.fleet.logs()
+            );
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     async fn kill(&mut self) {
