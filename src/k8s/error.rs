@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kube::core::Status;
+use kube::runtime::watcher;
 
 use crate::domain::text::shown;
 
@@ -128,6 +129,20 @@ impl From<kube::Error> for ApiError {
                 Self::Unreachable(Box::new(error))
             }
             error => Self::Other(Box::new(error)),
+        }
+    }
+}
+
+impl From<watcher::Error> for ApiError {
+    fn from(error: watcher::Error) -> Self {
+        match error {
+            watcher::Error::InitialListFailed(error)
+            | watcher::Error::WatchStartFailed(error)
+            | watcher::Error::WatchFailed(error) => error.into(),
+            watcher::Error::WatchError(status) => of_status(&status),
+            error @ watcher::Error::NoResourceVersion => {
+                Self::Unavailable { code: 200, said: shown(error.to_string()) }
+            }
         }
     }
 }

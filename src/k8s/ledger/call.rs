@@ -8,7 +8,7 @@ use std::time::Duration;
 use kube::core::Status;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::domain::text::shown;
+use crate::domain::text::{causes, shown};
 use crate::engine::ports::LedgerError;
 
 /// How long requests are waited for.
@@ -92,10 +92,10 @@ impl From<kube::Error> for Trouble {
             | kube::Error::ReadEvents(_)
             | kube::Error::HttpError(_)
             | kube::Error::Auth(_) => Self::Passing {
-                text: format!("the API server cannot be asked: {}", chain(&error)),
+                text: format!("the API server cannot be asked: {}", causes(&error)),
                 after: None,
             },
-            other => Self::Refused(shown(chain(&other))),
+            other => Self::Refused(causes(&other)),
         }
     }
 }
@@ -119,20 +119,6 @@ fn of_status(status: &Status) -> Trouble {
         }
         _ => Trouble::Refused(text),
     }
-}
-
-/// An error with its causes, as far as they say something of their own.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    shown(text)
 }
 
 /// The time that one operation has left.
