@@ -23,7 +23,8 @@ const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 94
 
 /// What the processes of a cluster have in common. They find the API server by
 /// KUBECONFIG or as a pod, and are told who they are by POD_NAME and
-/// POD_NAMESPACE.
+/// POD_NAMESPACE (without it: the namespace of the kubeconfig's context, or the
+/// pod's own).
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Process {
     /// Where /metrics, /livez and /readyz are served, or off

@@ -185,7 +185,7 @@ async fn streaming(cluster: &Cluster, stop: &mut Receiver<Stage>, health: &Healt
             Ok(version) => return watch::lists_by_streams(&version.major, &version.minor),
             Err(ApiError::Forbidden { .. } | ApiError::NotFound { .. }) => return false,
             Err(error) => {
-                tracing::warn!(reason = error.reason(), "the API server does not answer: {}", causes(&error));
+                tracing::warn!(reason = error.reason(), "the API server cannot be asked: {}", causes(&error));
             }
         }
         health.beat();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use kube::core::Status;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::super::error::unauthorized;
 use crate::domain::text::{causes, shown};
 use crate::engine::ports::LedgerError;
 
@@ -111,8 +112,9 @@ fn of_status(status: &Status) -> Trouble {
         409 => Trouble::Conflict(text),
         403 if terminating => Trouble::Refused(format!("the namespace is being deleted ({text})")),
         403 if status.message.contains("exceeded quota") => Trouble::Quota(text),
-        // 401: a token that expired is read anew.
-        401 | 408 | 429 | 500.. => {
+        // A token that expired is read anew.
+        401 => Trouble::Passing { text: unauthorized(&text), after: None },
+        408 | 429 | 500.. => {
             let seconds = details.map_or(0, |details| details.retry_after_seconds);
             let after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
             Trouble::Passing { text: format!("the API server says {}: {text}", status.code), after }
@@ -205,6 +207,10 @@ mod tests {
         assert!(matches!(of(409, "AlreadyExists"), Trouble::Exists(_)));
         assert!(matches!(of(409, "Conflict"), Trouble::Conflict(_)));
         assert!(matches!(of(403, "Forbidden"), Trouble::Refused(_)));
+        let unknown = Trouble::from(api(401, "Unauthorized", "Unauthorized")).of("x");
+        assert!(
+            matches!(unknown, LedgerError::Unavailable(text) if text.contains("ServiceAccount still exists"))
+        );
         for code in [401, 429, 500, 503, 504] {
             assert!(matches!(of(code, ""), Trouble::Passing { .. }), "{code}");
         }
