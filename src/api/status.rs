@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RpopRecordStatus {
-    /// The time of the last successful poll (RFC 3339), or the code of the
-    /// error that the last one ended with.
+    /// The time of the last successful poll (RFC 3339), the code of the error
+    /// that the last one ended with, or that of why the record is not accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<String>,
     /// When the last poll ended.
@@ -19,8 +19,10 @@ pub struct RpopRecordStatus {
     /// When the next one is due.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_poll_time: Option<Time>,
-    /// Why polls fail, while they do.
+    /// Why polls fail, while they do, or why the record is not accepted and
+    /// hence not polled at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub last_error: Option<LastError>,
     /// What has been done since the record was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,13 +56,21 @@ pub struct LastError {
     pub code: String,
     /// What happened and what to do.
     pub message: String,
-    /// Since when each poll has failed.
+    /// Since when each poll has failed, or the record has not been accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
-    /// How many polls in a row have failed.
+    /// How many polls in a row have failed; 0 for a record that is not accepted.
     #[serde(default)]
     #[schemars(with = "i32")]
     pub count: u32,
+}
+
+impl LastError {
+    /// Whether it is the controller's, who does not accept the record, and not
+    /// that of a poll.
+    pub fn is_refusal(&self) -> bool {
+        self.count == 0
+    }
 }
 
 /// Figures of a record since it was created.

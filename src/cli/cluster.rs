@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::{Exit, Listen, parse_listen, process};
 use crate::domain::shards::timing::Timing;
+use crate::domain::text::causes;
 use crate::engine::ports::Stage;
 use crate::k8s::client::Cluster;
 use crate::telemetry::http::{self, Health};
@@ -22,7 +23,8 @@ const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 94
 
 /// What the processes of a cluster have in common. They find the API server by
 /// KUBECONFIG or as a pod, and are told who they are by POD_NAME and
-/// POD_NAMESPACE.
+/// POD_NAMESPACE (without it: the namespace of the kubeconfig's context, or the
+/// pod's own).
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Process {
     /// Where /metrics, /livez and /readyz are served, or off
@@ -146,24 +148,12 @@ async fn together(
     }
 }
 
-fn misconfigured(error: &dyn std::error::Error) -> Failure {
-    (Exit::Misconfigured, chain(error))
+fn misconfigured(error: &(dyn std::error::Error + 'static)) -> Failure {
+    (Exit::Misconfigured, causes(error))
 }
 
-fn failed(error: &dyn std::error::Error) -> Failure {
-    (Exit::Failed, chain(error))
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
+fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
+    (Exit::Failed, causes(error))
 }
 
 #[cfg(test)]

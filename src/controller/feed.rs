@@ -1,26 +1,29 @@
 //! What the leader's machine is fed with: shards, slices and leases, watched
 //! or read only while this process leads.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
-use kube::Client;
 use kube::api::{Api, ListParams};
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::runtime::watcher::Event;
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::watch::{Watching, causes};
+use super::watch::config;
 use super::work::{shard_seen, slice_seen};
-use crate::api::{RpopShard, RpopWorkSlice};
 use crate::domain::shards::leader::{LeaseSeen, Seen};
 use crate::domain::shards::{LeaseHolder, ShardId};
+use crate::domain::text::causes;
 use crate::k8s::client::{REQUEST_DEADLINE, boot_now};
 use crate::k8s::error::within;
 use crate::k8s::lease::{COMPONENT_LABEL, WORKER, WorkerLease};
+use crate::k8s::watching::Watching;
 
 /// What waits to be heard.
 const QUEUE: usize = 1024;
@@ -37,60 +40,53 @@ pub(super) struct Source {
 /// Starts to read; ends with `tasks`.
 pub(super) fn start(source: &Source, tasks: &mut JoinSet<()>) -> mpsc::Receiver<Seen> {
     let (heard, receiver) = mpsc::channel(QUEUE);
-    tasks.spawn(shards(source.clone(), heard.clone()));
-    tasks.spawn(slices(source.clone(), heard.clone()));
+    let shards = Told {
+        seen: shard_seen,
+        all: Seen::Shards,
+        one: Seen::Shard,
+        gone: |name| ShardId::parse(name).map(Seen::ShardGone),
+    };
+    let slices = Told {
+        seen: slice_seen,
+        all: Seen::Slices,
+        one: Seen::Slice,
+        gone: |name| ShardId::parse_slice(name).map(|(shard, number)| Seen::SliceGone(shard, number)),
+    };
+    tasks.spawn(objects(source.clone(), heard.clone(), shards));
+    tasks.spawn(objects(source.clone(), heard.clone(), slices));
     tasks.spawn(leases(source.clone(), heard));
     receiver
 }
 
-async fn shards(source: Source, heard: mpsc::Sender<Seen>) {
-    let api: Api<DeserializeGuard<RpopShard>> = Api::namespaced(source.client, &source.system);
-    let read = |guard: DeserializeGuard<RpopShard>| match guard.0 {
-        Ok(shard) => shard_seen(&shard),
-        Err(invalid) => {
-            let name = invalid.metadata.name.as_deref().unwrap_or("?");
-            tracing::error!(shard = name, "the shard cannot be read: {}", causes(&invalid));
-            None
-        }
-    };
-    let mut all = Vec::new();
-    let mut watching = Watching::new(api, source.streaming);
-    loop {
-        let seen = match watching.next().await {
-            Some(Event::Init) => {
-                all = Vec::new();
-                None
-            }
-            Some(Event::InitApply(object)) => {
-                all.extend(read(object));
-                None
-            }
-            Some(Event::InitDone) => Some(Seen::Shards(std::mem::take(&mut all))),
-            Some(Event::Apply(object)) => read(object).map(Seen::Shard),
-            Some(Event::Delete(object)) => {
-                let name = kube::Resource::meta(&object).name.as_deref().unwrap_or("");
-                ShardId::parse(name).map(Seen::ShardGone)
-            }
-            None => Some(Seen::Gap),
-        };
-        if !tell(&heard, seen).await {
-            return;
-        }
-    }
+/// How the leader's machine is told of the objects of a kind.
+struct Told<K, T> {
+    seen: fn(&K) -> Option<T>,
+    all: fn(Vec<T>) -> Seen,
+    one: fn(T) -> Seen,
+    gone: fn(&str) -> Option<Seen>,
 }
 
-async fn slices(source: Source, heard: mpsc::Sender<Seen>) {
-    let api: Api<DeserializeGuard<RpopWorkSlice>> = Api::namespaced(source.client, &source.system);
-    let read = |guard: DeserializeGuard<RpopWorkSlice>| match guard.0 {
-        Ok(slice) => slice_seen(&slice),
+/// Tells all that happens to the objects of a kind.
+async fn objects<K, T>(source: Source, heard: mpsc::Sender<Seen>, told: Told<K, T>)
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + 'static,
+{
+    let api: Api<DeserializeGuard<K>> = Api::namespaced(source.client, &source.system);
+    let read = |guard: DeserializeGuard<K>| match guard.0 {
+        Ok(object) => (told.seen)(&object),
         Err(invalid) => {
             let name = invalid.metadata.name.as_deref().unwrap_or("?");
-            tracing::error!(slice = name, "the slice cannot be read: {}", causes(&invalid));
+            tracing::error!(name, "the {} cannot be read: {}", K::kind(&()), causes(&invalid));
             None
         }
     };
     let mut all = Vec::new();
-    let mut watching = Watching::new(api, source.streaming);
+    let mut watching = Watching::new(api, config(source.streaming));
     loop {
         let seen = match watching.next().await {
             Some(Event::Init) => {
@@ -101,12 +97,9 @@ async fn slices(source: Source, heard: mpsc::Sender<Seen>) {
                 all.extend(read(object));
                 None
             }
-            Some(Event::InitDone) => Some(Seen::Slices(std::mem::take(&mut all))),
-            Some(Event::Apply(object)) => read(object).map(Seen::Slice),
-            Some(Event::Delete(object)) => {
-                let name = kube::Resource::meta(&object).name.as_deref().unwrap_or("");
-                ShardId::parse_slice(name).map(|(shard, number)| Seen::SliceGone(shard, number))
-            }
+            Some(Event::InitDone) => Some((told.all)(std::mem::take(&mut all))),
+            Some(Event::Apply(object)) => read(object).map(told.one),
+            Some(Event::Delete(object)) => (told.gone)(object.meta().name.as_deref().unwrap_or("")),
             None => Some(Seen::Gap),
         };
         if !tell(&heard, seen).await {

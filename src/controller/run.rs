@@ -13,11 +13,12 @@ use super::error::Error;
 use super::feed::{self, Source};
 use super::figures::Figures;
 use super::order::SHARDS;
-use super::watch::{self, causes};
+use super::watch;
 use crate::api::RpopShard;
 use crate::domain::shards::ShardId;
 use crate::domain::shards::leader::Config;
 use crate::domain::shards::timing::Timing;
+use crate::domain::text::causes;
 use crate::engine::ports::Stage;
 use crate::k8s::client::{Cluster, REQUEST_DEADLINE, boot_now};
 use crate::k8s::error::{ApiError, within};
@@ -184,7 +185,7 @@ async fn streaming(cluster: &Cluster, stop: &mut Receiver<Stage>, health: &Healt
             Ok(version) => return watch::lists_by_streams(&version.major, &version.minor),
             Err(ApiError::Forbidden { .. } | ApiError::NotFound { .. }) => return false,
             Err(error) => {
-                tracing::warn!(reason = error.reason(), "the API server does not answer: {}", causes(&error));
+                tracing::warn!(reason = error.reason(), "the API server cannot be asked: {}", causes(&error));
             }
         }
         health.beat();

@@ -27,9 +27,31 @@ impl Said {
     }
 }
 
+/// The `lastError` of a record that was never polled for what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) code: Box<str>,
+    pub(super) message: Box<str>,
+    /// `last` has the code, too.
+    pub(super) last: bool,
+}
+
+impl Refused {
+    fn of(status: &RpopRecordStatus) -> Option<Self> {
+        let error = status.last_error.as_ref().filter(|error| error.is_refusal())?;
+        Some(Self {
+            code: error.code.as_str().into(),
+            message: error.message.as_str().into(),
+            last: status.last.as_deref() == Some(&error.code),
+        })
+    }
+}
+
 /// The parts of a status that concern the controller.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Shown {
+    /// What we said of a record that we refused.
+    pub(super) refused: Option<Box<Refused>>,
     pub(super) accepted: Option<Said>,
     pub(super) ready: Option<Said>,
     pub(super) generation: Option<i64>,
@@ -50,6 +72,7 @@ impl Shown {
             failures: u16::try_from(failures).unwrap_or(u16::MAX),
         };
         Self {
+            refused: Refused::of(status).map(Box::new),
             shard: status.shard,
             factor: status.shard_factor,
             past,
@@ -65,7 +88,12 @@ impl Shown {
 
     /// Whether both say the same where it is ours to say.
     pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        // A worker that is still ending its last poll of a record that is
+        // refused by now writes over what was said of that.
+        let refused = other.accepted.as_ref().is_some_and(|said| &*said.status == "False");
         self.accepted == other.accepted
+            && self.refused == other.refused
+            && (!refused || self.ready == other.ready)
             && self.generation == other.generation
             && (self.shard, self.factor) == (other.shard, other.factor)
             && self.ready.is_some() == other.ready.is_some()

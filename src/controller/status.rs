@@ -36,6 +36,8 @@ pub(super) struct Say {
 pub(super) struct Wanted {
     pub(super) generation: i64,
     pub(super) accepted: Say,
+    /// A record whose `last` and `lastError` say why it is not polled.
+    pub(super) refused: bool,
     /// `None`: it is a worker's to say.
     pub(super) ready: Option<Say>,
     pub(super) shard: Option<u32>,
@@ -70,7 +72,7 @@ fn accepted(warnings: &[String]) -> Say {
 /// Of a record that is refused.
 pub(super) fn of_refused(generation: i64, refusal: &Refusal) -> Wanted {
     let said = say(false, refusal.reason.as_str(), &refusal.message);
-    Wanted { generation, ready: Some(said.clone()), accepted: said, shard: None, factor: None }
+    Wanted { generation, ready: Some(said.clone()), accepted: said, refused: true, shard: None, factor: None }
 }
 
 /// Of a record that is among the work: only what was applied can be said.
@@ -91,6 +93,7 @@ pub(super) fn of_applied(applied: &Applied, shown: &Shown) -> Wanted {
     Wanted {
         generation: *generation,
         accepted: accepted(warnings),
+        refused: false,
         ready,
         shard: Some((*shard).into()),
         factor: (*factor > 1).then_some(*factor),
@@ -104,7 +107,7 @@ pub(super) fn of_faults(generation: i64, faults: &[String], warnings: &[String])
     } else {
         say(false, crate::domain::code::Code::ConfigInvalid.as_str(), &faults.join("; "))
     };
-    Wanted { generation, accepted: said, ready: None, shard: None, factor: None }
+    Wanted { generation, accepted: said, refused: false, ready: None, shard: None, factor: None }
 }
 
 /// Whether the status says so already, since whenever.
@@ -117,7 +120,17 @@ pub(super) fn says(shown: &Shown, wanted: &Wanted) -> bool {
                 && said.generation == Some(wanted.generation)
         })
     };
-    is(shown.accepted.as_ref(), &wanted.accepted)
+    let refused = match &shown.refused {
+        Some(refused) => {
+            wanted.refused
+                && refused.last
+                && *refused.code == *wanted.accepted.reason
+                && *refused.message == *wanted.accepted.message
+        }
+        None => !wanted.refused,
+    };
+    refused
+        && is(shown.accepted.as_ref(), &wanted.accepted)
         && wanted.ready.as_ref().is_none_or(|say| is(shown.ready.as_ref(), say))
         && shown.generation == Some(wanted.generation)
         && shown.shard == wanted.shard
@@ -162,7 +175,14 @@ pub(super) fn patch(
     };
     let mut conditions = vec![condition("Accepted", &wanted.accepted, shown.accepted.as_ref())];
     conditions.extend(wanted.ready.iter().map(|say| condition("Ready", say, shown.ready.as_ref())));
+    let since = conditions.first().map(|accepted| accepted.last_transition_time.clone());
     let mut status = json!({"observedGeneration": wanted.generation, "conditions": conditions});
+    // Left out, they go with the refusal; what a worker wrote there is its own.
+    if wanted.refused {
+        let Say { reason, message, .. } = &wanted.accepted;
+        status["last"] = (*reason).into();
+        status["lastError"] = json!({"code": reason, "message": message, "since": since, "count": 0});
+    }
     if let Some(shard) = wanted.shard {
         status["shard"] = shard.into();
     }
@@ -178,7 +198,9 @@ pub(super) fn patch(
 
 #[cfg(test)]
 mod tests {
+    use super::super::shown::Refused;
     use super::*;
+    use crate::api::RpopRecordStatus;
     use crate::domain::code::Code;
 
     fn shown(wanted: &Wanted) -> Shown {
@@ -192,6 +214,10 @@ mod tests {
         Shown {
             accepted: Some(said(&wanted.accepted)),
             ready: wanted.ready.as_ref().map(said),
+            refused: wanted.refused.then(|| {
+                let Say { reason, message, .. } = &wanted.accepted;
+                Box::new(Refused { code: (*reason).into(), message: message.as_str().into(), last: true })
+            }),
             generation: Some(wanted.generation),
             shard: wanted.shard,
             factor: wanted.factor,
@@ -218,6 +244,38 @@ mod tests {
         assert_eq!(conditions[1]["reason"], "NotAllowed");
         assert_eq!(conditions[1]["message"], "no more");
         assert!(object["status"].get("shard").is_none());
+    }
+
+    #[test]
+    fn last_names_what_a_refused_record_lacks_until_it_is_accepted() {
+        let body = |wanted: &Wanted, shown: &Shown| {
+            let object = patch("RpopRecord", Some("a"), "b", "u", wanted, shown, Timestamp::now());
+            let status: RpopRecordStatus = serde_json::from_value(object["status"].clone()).unwrap();
+            status
+        };
+        let refused = refused();
+        let status = body(&refused, &Shown::default());
+        assert_eq!(status.last.as_deref(), Some("NotAllowed"));
+        let error = status.last_error.clone().unwrap();
+        assert_eq!((&*error.code, &*error.message, error.count), ("NotAllowed", "no more", 0));
+        let seen = Shown::of_record(&status);
+        assert!(says(&seen, &refused));
+        assert_eq!(seen.past.failures, 0, "it was not polled");
+
+        // A worker that ends its last poll only now writes over it.
+        let mut late = status.clone();
+        late.last = Some("2030-01-01T00:00:00Z".into());
+        late.last_error = None;
+        let late = Shown::of_record(&late);
+        assert!(!says(&late, &refused) && !seen.says_the_same(&late));
+        let mut ready = status.clone();
+        ready.conditions[1].status = "True".into();
+        assert!(!seen.says_the_same(&Shown::of_record(&ready)));
+
+        let accepted = of_applied(&applied(), &seen);
+        assert!(!says(&seen, &accepted), "it is to be taken away");
+        let status = body(&accepted, &seen);
+        assert_eq!((status.last, status.last_error), (None, None));
     }
 
     #[test]

@@ -3,30 +3,24 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PartialObjectMeta, Resource};
 use kube::core::DeserializeGuard;
-use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::api::{RpopDomain, RpopRecord, RpopSettings};
+use crate::k8s::watching::Watching;
 
 /// Changes that wait to be taken in; then the watches wait.
 const QUEUE: usize = 1024;
 /// A watch is renewed so often (seconds): also how late a connection that died
 /// in silence is noticed.
 const RENEWED: u32 = 60;
-/// A watch that fails says so once in this time.
-const SAID: Duration = Duration::from_secs(30);
 
 /// An object, or what is left of one that cannot be read.
 pub(super) type Guarded<K> = DeserializeGuard<K>;
@@ -58,7 +52,7 @@ async fn watch<K>(api: Api<K>, streaming: bool, changes: mpsc::Sender<Change>, c
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let mut watching = Watching::new(api, streaming);
+    let mut watching = Watching::new(api, config(streaming));
     loop {
         if let Some(event) = watching.next().await
             && changes.send(change(event)).await.is_err()
@@ -68,70 +62,10 @@ where
     }
 }
 
-/// All events of a kind, for ever, without what nobody reads.
-pub(super) struct Watching<K> {
-    stream: BoxStream<'static, watcher::Result<Event<K>>>,
-    kind: String,
-    /// When a failure was logged last.
-    said: Option<Instant>,
-}
-
-impl<K> Watching<K>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
-{
-    pub(super) fn new(api: Api<K>, streaming: bool) -> Self {
-        let config = watcher::Config::default().timeout(RENEWED);
-        let config = if streaming { config.streaming_lists() } else { config };
-        let stream = watcher::watcher(api, config).modify(|object| {
-            let meta = object.meta_mut();
-            meta.managed_fields = None;
-            // What kubectl apply keeps for itself is as large as the rest.
-            if let Some(annotations) = &mut meta.annotations {
-                annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-            }
-        });
-        Self { stream: stream.default_backoff().boxed(), kind: K::kind(&()).into_owned(), said: None }
-    }
-
-    /// The next event; `None` if the watch failed, which is logged. It is tried
-    /// again, after a pause.
-    pub(super) async fn next(&mut self) -> Option<Event<K>> {
-        match self.stream.next().await? {
-            Ok(event) => {
-                if matches!(event, Event::InitDone) && self.said.take().is_some() {
-                    tracing::info!(kind = self.kind, "the watch works again");
-                }
-                Some(event)
-            }
-            Err(error) => {
-                if self.said.is_none_or(|before| before.elapsed() > SAID) {
-                    self.said = Some(Instant::now());
-                    tracing::warn!(
-                        kind = self.kind,
-                        "the watch fails and is tried again: {}",
-                        causes(&error)
-                    );
-                }
-                None
-            }
-        }
-    }
-}
-
-/// An error and what caused it, in one line.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    crate::domain::text::shown(text)
+/// How the controller watches.
+pub(super) fn config(streaming: bool) -> watcher::Config {
+    let config = watcher::Config::default().timeout(RENEWED);
+    if streaming { config.streaming_lists() } else { config }
 }
 
 /// Whether the API server lists by streams (`WatchList`, on by default from

@@ -1,16 +1,40 @@
 //! What peers said, made fit for logs, errors and status.
 
+use std::error::Error;
+
 /// Characters of a peer's text that reach people.
 pub const LONGEST: usize = 200;
+/// Characters of an error with its causes: each of them may quote a peer.
+pub const LONGEST_CAUSES: usize = 3 * LONGEST;
 
 /// `text` as one line of at most [`LONGEST`] characters: control characters,
 /// those that hide or turn the text around them, and what is no UTF-8 are
 /// escaped (`\n`, `\u{1b}`, `\xff`), and what is too long ends in `…`.
 pub fn shown(text: impl AsRef<[u8]>) -> String {
-    let text = text.as_ref();
+    line(text.as_ref(), LONGEST)
+}
+
+/// An error with what caused it, in one line: escaped as by [`shown`], and at
+/// most [`LONGEST_CAUSES`] characters. What an error says of its cause by
+/// itself is not said twice.
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = line(error.to_string().as_bytes(), LONGEST_CAUSES);
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = line(cause.to_string().as_bytes(), LONGEST_CAUSES);
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        next = cause.source();
+    }
+    line(text.as_bytes(), LONGEST_CAUSES)
+}
+
+fn line(text: &[u8], most: usize) -> String {
     // Enough for the longest line even if each character takes four octets.
-    let text = text.get(..4 * LONGEST + 4).unwrap_or(text);
-    let mut line = Line { out: String::with_capacity(text.len().min(LONGEST)), count: 0, cut: 0 };
+    let text = text.get(..4 * most + 4).unwrap_or(text);
+    let mut line = Line { out: String::with_capacity(text.len().min(most)), count: 0, cut: 0, most };
     for chunk in text.utf8_chunks() {
         for c in chunk.valid().chars() {
             let fits = if is_plain(c) { line.add([c]) } else { line.add(c.escape_default()) };
@@ -50,6 +74,8 @@ struct Line {
     count: usize,
     /// Octets of `out` behind which there is room for `…`.
     cut: usize,
+    /// Characters that it may have.
+    most: usize,
 }
 
 impl Line {
@@ -59,10 +85,10 @@ impl Line {
             self.out.push(c);
             self.count += 1;
         }
-        if self.count < LONGEST {
+        if self.count < self.most {
             self.cut = self.out.len();
         }
-        self.count <= LONGEST
+        self.count <= self.most
     }
 
     fn cut_off(mut self) -> String {
@@ -103,6 +129,34 @@ mod tests {
         assert_eq!(shown([b'x'; 5000]).chars().count(), LONGEST);
         // An escape is not cut apart.
         assert_eq!(shown([0xff; 5000]), "\\xff".repeat(49) + "…");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Told {
+        text: String,
+        #[source]
+        cause: Option<Box<Told>>,
+    }
+
+    fn told(text: &str, cause: Option<Told>) -> Told {
+        Told { text: text.to_owned(), cause: cause.map(Box::new) }
+    }
+
+    #[test]
+    fn an_error_and_its_causes_are_one_line_that_says_nothing_twice() {
+        let chain = told("no connection", Some(told("TLS: bad\nname", Some(told("bad\nname", None)))));
+        assert_eq!(causes(&chain), "no connection: TLS: bad\\nname");
+        let chain = told("a", Some(told("b", Some(told("c", None)))));
+        assert_eq!(causes(&chain), "a: b: c");
+        assert_eq!(causes(&told("a b c", Some(chain))), "a b c", "a cause that is quoted in full");
+    }
+
+    #[test]
+    fn causes_are_cut_where_they_are_too_long() {
+        let chain = told(&"x".repeat(LONGEST_CAUSES - 3), Some(told(&"\u{202e}".repeat(5_000), None)));
+        let text = causes(&chain);
+        assert_eq!(text, format!("{}: …", "x".repeat(LONGEST_CAUSES - 3)));
     }
 
     proptest! {

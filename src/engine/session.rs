@@ -15,6 +15,7 @@ use super::report::{PollError, Scope};
 use crate::domain::code::Code;
 use crate::domain::envelope::Recipient;
 use crate::domain::ledger::{Findings, Survey};
+use crate::domain::text::causes;
 use crate::domain::work::{Endpoint, SecretRef, Settings, TlsMode, TlsPolicy, WorkItem};
 use crate::message::{Trace, TraceContext};
 use crate::net::{ConnectOptions, Stream, TlsMaterial};
@@ -110,7 +111,7 @@ async fn connect(
             Code::SourceAddressUnavailable => Scope::Local,
             _ => Scope::Host,
         };
-        PollError { code: error.code(), message: chain(error), scope }
+        PollError { code: error.code(), message: causes(error), scope }
     };
     let stream =
         connector.open(host, port, &options, tls, material, wait).await.map_err(|error| failed(&error))?;
@@ -340,20 +341,5 @@ pub(super) fn protocol(error: &Error) -> PollError {
         crate::pop3::Scope::Host => Scope::Host,
         crate::pop3::Scope::Account => Scope::Account,
     };
-    PollError { code: error.code(), message: chain(error), scope }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
+    PollError { code: error.code(), message: causes(error), scope }
 }

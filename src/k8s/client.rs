@@ -10,6 +10,7 @@ use std::time::Duration;
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::{Request, Response};
 use kube::client::{ClientBuilder, DynBody};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{Instant, Sleep};
@@ -17,6 +18,7 @@ use tower::{BoxError, Layer, Service};
 
 use crate::domain::shards::Incarnation;
 use crate::domain::shards::timing::Boot;
+use crate::domain::text::shown;
 
 /// How long the API server may think about a request, and how long it may
 /// pause within an answer (but for watches, whose silence means nothing new).
@@ -27,8 +29,8 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// is a dead connection.
 const WATCH_SILENCE: Duration = Duration::from_secs(330);
 
-/// Where the objects of RPOP itself live unless `POD_NAMESPACE` says otherwise.
-pub const DEFAULT_NAMESPACE: &str = "rpop-system";
+/// In a pod: its namespace.
+const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
 /// Why there is no way to the API server.
 #[derive(Debug, thiserror::Error)]
@@ -42,9 +44,25 @@ pub enum ClientError {
     /// Such a name would not fit into names of objects.
     #[error("POD_NAME or POD_NAMESPACE is not a name of a Kubernetes object")]
     BadName,
-    /// Neither a kubeconfig nor a pod's files.
-    #[error("neither KUBECONFIG nor the files of a pod's ServiceAccount lead to an API server")]
-    Config(#[source] Box<kube::config::InferConfigError>),
+    /// A worker or controller must know where shards, slices and leases are:
+    /// by guessing, two of an installation might not find each other.
+    #[error(
+        "the namespace of RPOP is not known: set POD_NAMESPACE to the one that it is installed in, like \
+         POD_NAMESPACE=rpop-system (there is no ServiceAccount of a pod here, and the kubeconfig's context names none)"
+    )]
+    NoNamespace,
+    /// Neither a kubeconfig nor a pod.
+    #[error(
+        "no API server is known: set KUBECONFIG to a kubeconfig (there is none in ~/.kube/config, and this is no \
+         pod: KUBERNETES_SERVICE_HOST is not set)"
+    )]
+    NoServer,
+    /// A kubeconfig that does not lead to an API server.
+    #[error("the kubeconfig cannot be used: {}", first_line(_0))]
+    Kubeconfig(Box<KubeconfigError>),
+    /// A pod without the files that it needs.
+    #[error("this pod cannot talk to the API server (does it have its ServiceAccount's token mounted?)")]
+    InCluster(#[source] Box<InClusterError>),
     /// These do not fit together.
     #[error("the settings for the API server cannot be used")]
     Client(#[source] Box<kube::Error>),
@@ -59,8 +77,8 @@ impl ClientError {
     /// A word of a closed list, for metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::NoPodName | Self::BadName => "pod",
-            Self::Config(_) | Self::Client(_) => "config",
+            Self::NoPodName | Self::BadName | Self::NoNamespace => "pod",
+            Self::NoServer | Self::Kubeconfig(_) | Self::InCluster(_) | Self::Client(_) => "config",
         }
     }
 }
@@ -91,14 +109,17 @@ impl Cluster {
     /// By `KUBECONFIG` or as a pod, with `POD_NAME` and `POD_NAMESPACE`. No
     /// request is made.
     ///
+    /// Without `POD_NAMESPACE` it is the namespace of the kubeconfig's context,
+    /// or the pod's own.
+    ///
     /// # Errors
     /// When these do not say enough.
     pub async fn connect() -> Result<Self, ClientError> {
-        let pod =
-            std::env::var("POD_NAME").ok().filter(|pod| !pod.is_empty()).ok_or(ClientError::NoPodName)?;
-        let namespace = std::env::var("POD_NAMESPACE").ok().filter(|namespace| !namespace.is_empty());
-        let config = Config::infer().await.map_err(|error| ClientError::Config(Box::new(error)))?;
-        Self::with(config, &pod, namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE))
+        let pod = variable("POD_NAME").ok_or(ClientError::NoPodName)?;
+        let (config, context) = configuration().await?;
+        let file = || std::fs::read_to_string(NAMESPACE_FILE).ok();
+        let namespace = namespace(variable("POD_NAMESPACE"), context, file)?;
+        Self::with(config, &pod, &namespace)
     }
 
     /// As `pod` of `namespace`, by a configuration of the caller's.
@@ -123,6 +144,69 @@ impl Cluster {
             me: Incarnation::new(pod, draw_boot()),
         })
     }
+}
+
+/// A variable of the environment that is set to something.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The way to the API server, and the namespace that the kubeconfig's context
+/// names. A kubeconfig goes before a pod's own rights, as with kubectl.
+async fn configuration() -> Result<(Config, Option<String>), ClientError> {
+    let broken = |error| ClientError::Kubeconfig(Box::new(error));
+    let (mut config, context) = match Kubeconfig::read() {
+        Ok(kubeconfig) => {
+            let context = context_namespace(&kubeconfig);
+            let options = KubeConfigOptions::default();
+            (Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(broken)?, context)
+        }
+        // Whoever names one does not want another way to be taken in silence.
+        Err(error) if variable("KUBECONFIG").is_some() => return Err(broken(error)),
+        Err(KubeconfigError::FindPath) => (in_pod()?, None),
+        Err(KubeconfigError::ReadConfig(cause, _)) if cause.kind() == std::io::ErrorKind::NotFound => {
+            (in_pod()?, None)
+        }
+        Err(error) => return Err(broken(error)),
+    };
+    config.apply_debug_overrides();
+    Ok((config, context))
+}
+
+fn in_pod() -> Result<Config, ClientError> {
+    Config::incluster().map_err(|error| match error {
+        InClusterError::ReadEnvironmentVariable(_) => ClientError::NoServer,
+        error => ClientError::InCluster(Box::new(error)),
+    })
+}
+
+fn context_namespace(kubeconfig: &Kubeconfig) -> Option<String> {
+    let current = kubeconfig.current_context.as_ref()?;
+    let named = kubeconfig.contexts.iter().find(|named| named.name == *current)?;
+    named.context.as_ref()?.namespace.clone()
+}
+
+/// Where shards, slices and leases are. What says it, if not `POD_NAMESPACE`,
+/// is logged.
+fn namespace(
+    variable: Option<String>,
+    context: Option<String>,
+    file: impl FnOnce() -> Option<String>,
+) -> Result<String, ClientError> {
+    if let Some(namespace) = variable {
+        return Ok(namespace);
+    }
+    let trimmed = |text: String| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
+    let context = context.and_then(trimmed).map(|namespace| (namespace, "the kubeconfig's context"));
+    let found = context.or_else(|| Some((trimmed(file()?)?, "the pod's ServiceAccount")));
+    let (namespace, source) = found.ok_or(ClientError::NoNamespace)?;
+    tracing::info!("POD_NAMESPACE is not set: the namespace of RPOP is {} by {source}", shown(&namespace));
+    Ok(namespace)
+}
+
+/// What a parser says further down quotes the text, and with it perhaps a token.
+fn first_line(error: &KubeconfigError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// A DNS subdomain, as the API server wants names of objects to be.
@@ -268,6 +352,42 @@ mod tests {
             assert_eq!(is_name(name, 241), fits, "{name}");
         }
         assert!(!is_name(&"a".repeat(242), 241));
+    }
+
+    #[test]
+    fn the_namespace_is_the_variables_or_the_contexts_or_the_pods_and_never_guessed() {
+        let some = |text: &str| Some(text.to_owned());
+        let of = |variable, context, file: Option<String>| namespace(variable, context, || file).ok();
+        assert_eq!(of(some("a"), some("b"), some("c")), some("a"));
+        assert_eq!(of(None, some("b"), some("c")), some("b"));
+        assert_eq!(of(None, None, some("c\n")), some("c"));
+        assert_eq!(of(None, some(""), some(" \n")), None);
+        let error = namespace(None, None, || None).unwrap_err().to_string();
+        assert!(error.contains("set POD_NAMESPACE"), "{error}");
+    }
+
+    #[test]
+    fn the_context_in_use_names_the_namespace() {
+        let text = "current-context: b\ncontexts:\n- {name: a, context: {cluster: c, namespace: mail}}\n";
+        let other = "- {name: b, context: {cluster: c, namespace: rpop}}\n";
+        let kubeconfig = Kubeconfig::from_yaml(&format!("{text}{other}")).unwrap();
+        assert_eq!(context_namespace(&kubeconfig).as_deref(), Some("rpop"));
+        assert_eq!(context_namespace(&Kubeconfig::from_yaml(text).unwrap()), None);
+    }
+
+    #[test]
+    fn a_broken_kubeconfig_is_told_once_and_none_of_it_is_shown() {
+        for text in [
+            "users: [{name: a, user: {token: sesam}}\ncontexts: [",
+            "users:\n- name: a\n  user: {token: [sesam]}\n",
+            "users: sesam\n",
+            "current-context: a\nusers: [{name: a, user: {token: \"sesam}}]\n",
+        ] {
+            let error = Kubeconfig::from_yaml(text).unwrap_err();
+            let error = crate::domain::text::causes(&ClientError::Kubeconfig(Box::new(error)));
+            assert!(error.starts_with("the kubeconfig cannot be used: "), "{error}");
+            assert!(!error.contains("sesam"), "{error}");
+        }
     }
 
     struct Slow {

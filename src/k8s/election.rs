@@ -13,10 +13,10 @@ use tokio::task::JoinHandle;
 
 use super::client::{Cluster, REQUEST_DEADLINE, boot_now};
 use super::error::{ApiError, within};
-use super::lease::{labels, told, whole_seconds, within_all};
+use super::lease::{labels, whole_seconds, within_all};
 use crate::domain::shards::Incarnation;
 use crate::domain::shards::timing::{Boot, Timing, jittered};
-use crate::domain::text::shown;
+use crate::domain::text::{causes, shown};
 
 /// The lease that the leader holds.
 pub const LEADER_LEASE: &str = "rpop-controller";
@@ -113,7 +113,7 @@ impl Candidate {
                     self.seen = None;
                     tracing::warn!(
                         reason = error.reason(),
-                        "the lease {LEADER_LEASE} cannot be read or renewed: {}", told(&error)
+                        "the lease {LEADER_LEASE} cannot be read or renewed: {}", causes(&error)
                     );
                 }
             }
@@ -226,7 +226,7 @@ impl Candidate {
             tracing::warn!(
                 reason = error.reason(),
                 "the lead is not given away, the next leader waits for it to expire: {}",
-                told(&error)
+                causes(&error)
             );
         }
     }

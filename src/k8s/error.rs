@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kube::core::Status;
+use kube::runtime::watcher;
 
 use crate::domain::text::shown;
 
@@ -23,7 +24,13 @@ pub enum ApiError {
         /// The server's words.
         said: String,
     },
-    /// 401, 403: who we are, or what we may do.
+    /// 401: the server does not know who we are, or no longer.
+    #[error("{}", unauthorized(said))]
+    Unauthorized {
+        /// The server's words.
+        said: String,
+    },
+    /// 403: what we may do.
     #[error("not allowed: {said}")]
     Forbidden {
         /// The server's words.
@@ -78,6 +85,8 @@ impl ApiError {
             | Self::Unreachable(_)
             | Self::TimedOut { .. }
             | Self::Conflict { .. }
+            // A token that expired is read anew.
+            | Self::Unauthorized { .. }
             | Self::Gone { .. } => true,
             Self::NotFound { .. } | Self::Forbidden { .. } | Self::Invalid { .. } | Self::Other(_) => false,
         }
@@ -96,6 +105,7 @@ impl ApiError {
         match self {
             Self::NotFound { .. } => "not_found",
             Self::Conflict { .. } => "conflict",
+            Self::Unauthorized { .. } => "unauthorized",
             Self::Forbidden { .. } => "forbidden",
             Self::Invalid { .. } => "invalid",
             Self::Gone { .. } => "gone",
@@ -132,12 +142,27 @@ impl From<kube::Error> for ApiError {
     }
 }
 
+impl From<watcher::Error> for ApiError {
+    fn from(error: watcher::Error) -> Self {
+        match error {
+            watcher::Error::InitialListFailed(error)
+            | watcher::Error::WatchStartFailed(error)
+            | watcher::Error::WatchFailed(error) => error.into(),
+            watcher::Error::WatchError(status) => of_status(&status),
+            error @ watcher::Error::NoResourceVersion => {
+                Self::Unavailable { code: 200, said: shown(error.to_string()) }
+            }
+        }
+    }
+}
+
 fn of_status(status: &Status) -> ApiError {
     let said = shown(&status.message);
     match status.code {
         404 => ApiError::NotFound { said },
         409 => ApiError::Conflict { said },
-        401 | 403 => ApiError::Forbidden { said },
+        401 => ApiError::Unauthorized { said },
+        403 => ApiError::Forbidden { said },
         400 | 422 => ApiError::Invalid { said },
         410 => ApiError::Gone { said },
         429 => {
@@ -147,6 +172,15 @@ fn of_status(status: &Status) -> ApiError {
         }
         code => ApiError::Unavailable { code, said },
     }
+}
+
+/// What a 401 means, which is no matter of rights.
+pub(super) fn unauthorized(said: &str) -> String {
+    format!(
+        "the API server does not accept the credentials, or no longer (401 {said}): in a pod see whether its \
+         ServiceAccount still exists and its token is mounted, elsewhere whether the kubeconfig's user is still valid \
+         (kubectl auth whoami)"
+    )
 }
 
 /// A request, given up after `limit`.
@@ -190,7 +224,7 @@ mod tests {
             told,
             [
                 (400, false, "invalid"),
-                (401, false, "forbidden"),
+                (401, true, "unauthorized"),
                 (403, false, "forbidden"),
                 (404, false, "not_found"),
                 (409, true, "conflict"),
@@ -208,6 +242,29 @@ mod tests {
     fn words_of_the_server_are_one_short_line() {
         let said = answered(409, &format!("two\nlines {}", "x".repeat(5_000))).to_string();
         assert!(said.starts_with("conflict: two\\nlines xxx") && said.len() < 300, "{said}");
+    }
+
+    #[test]
+    fn unknown_credentials_are_no_matter_of_rights_and_nothing_is_dumped() {
+        use crate::domain::text::causes;
+
+        let status = || Box::new(Status::failure("Unauthorized", "Unauthorized").with_code(401));
+        for error in [
+            watcher::Error::InitialListFailed(kube::Error::Api(status())),
+            watcher::Error::WatchStartFailed(kube::Error::Api(status())),
+            watcher::Error::WatchFailed(kube::Error::Api(status())),
+            watcher::Error::WatchError(status()),
+        ] {
+            let error = ApiError::from(error);
+            let text = causes(&error);
+            assert_eq!(error.reason(), "unauthorized", "{text}");
+            assert!(
+                text.contains("does not accept the credentials") && text.contains("401 Unauthorized"),
+                "{text}"
+            );
+            assert!(text.contains("ServiceAccount") && text.contains("kubeconfig"), "{text}");
+            assert!(!text.contains("Status {") && !text.contains("not allowed"), "{text}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,7 +10,9 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::error::ApiError;
 use crate::api::API_VERSION;
+use crate::domain::text::causes;
 use crate::domain::work::RecordKey;
 
 /// Events that wait.
@@ -116,7 +118,10 @@ async fn publish(recorder: Recorder, mut waiting: mpsc::Receiver<Happening>) {
         match published {
             Ok(Ok(())) => {}
             // The namespace is going, or the API server is away: nobody reads it.
-            Ok(Err(error)) => tracing::debug!(reason = happening.reason, "an Event is not told: {error}"),
+            Ok(Err(error)) => {
+                let error = ApiError::from(error);
+                tracing::debug!(reason = happening.reason, "an Event is not told: {}", causes(&error));
+            }
             Err(_) => tracing::debug!(reason = happening.reason, "an Event is not told: no answer"),
         }
     }

@@ -21,7 +21,7 @@ use super::error::{ApiError, within};
 use crate::domain::shards::holding::{Heard, Renewed};
 use crate::domain::shards::timing::{Boot, Timing};
 use crate::domain::shards::{Incarnation, ShardId};
-use crate::domain::text::shown;
+use crate::domain::text::{causes, shown};
 
 pub use super::election::{Claim, LEADER_LEASE, Spans, elect};
 
@@ -199,7 +199,7 @@ impl Membership {
                     reason = error.reason(),
                     "the lease {} is not renewed: {}",
                     self.name,
-                    told(&error)
+                    causes(&error)
                 );
                 (sent, Renewed::Failed)
             }
@@ -322,21 +322,6 @@ pub(super) async fn within_all<T>(
     requests: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, ApiError> {
     tokio::time::timeout(limit, requests).await.unwrap_or(Err(ApiError::TimedOut { after: limit }))
-}
-
-/// An error with its causes, capped.
-pub(super) fn told(error: &ApiError) -> String {
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    shown(text)
 }
 
 #[cfg(test)]

@@ -8,3 +8,4 @@ pub mod lease;
 pub mod ledger;
 pub mod secrets;
 pub mod status;
+pub(crate) mod watching;

@@ -18,6 +18,7 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::error::unauthorized;
 use crate::domain::work::{SecretKind, SecretRef, WorkItem};
 use crate::engine::ports::{Pending, SecretError, Secrets};
 
@@ -189,7 +190,10 @@ async fn read(client: Client, (kind, namespace, name): Name) -> Result<Arc<Objec
         Ok(Err(kube::Error::Api(status))) => {
             return Err(match status.code {
                 404 => Trouble::Missing(format!("there is no {what}").into()),
-                401 | 403 => Trouble::Refused(
+                401 => {
+                    Trouble::Away(format!("{what} cannot be read now: {}", unauthorized(&status.reason)).into())
+                }
+                403 => Trouble::Refused(
                     format!("{what} may not be read: the worker's ServiceAccount needs `get` on {plural} in that namespace")
                         .into(),
                 ),

@@ -23,10 +23,12 @@ use tokio::time::Instant;
 
 use self::queue::{Budget, Queues};
 use self::view::View;
+use super::error::unauthorized;
 use super::events::{Events, Happening, reason, record_reference};
 use crate::api::{API_VERSION, RpopRecordStatus};
 use crate::domain::code::Code;
 use crate::domain::shards::ShardId;
+use crate::domain::text::causes;
 use crate::domain::work::RecordKey;
 use crate::run::status::RecordStatus;
 
@@ -436,6 +438,7 @@ fn judged(error: kube::Error) -> Ended {
     match error {
         kube::Error::Api(status) => match status.code {
             404 | 409 => Ended::Gone,
+            401 => Ended::Away(None, unauthorized(&status.reason)),
             429 | 500.. => {
                 let wish = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
                 let wish = (wish > 0).then(|| Duration::from_secs(wish.into()));
@@ -446,6 +449,6 @@ fn judged(error: kube::Error) -> Ended {
                 crate::domain::text::shown(&status.message)
             )),
         },
-        other => Ended::Away(None, other.to_string()),
+        other => Ended::Away(None, causes(&other)),
     }
 }

@@ -338,10 +338,14 @@ fn shown(meta: &Metadata<'_>) -> bool {
     if meta.is_span() {
         return meta.target().starts_with("rpop") && *meta.level() <= Level::INFO;
     }
-    // It writes whole answers of the API server out, Secrets among them, when it
-    // cannot read them.
-    let indiscreet = meta.target().starts_with("kube_client::client");
-    !indiscreet && level_of(meta) as u8 <= level
+    !is_indiscreet(meta.target()) && level_of(meta) as u8 <= level
+}
+
+/// The client writes whole answers of the API server out, Secrets among them,
+/// when it cannot read them; its watches dump each refusal, at each try. What
+/// they ended with is told by whoever asked.
+fn is_indiscreet(target: &str) -> bool {
+    target.starts_with("kube_client::client") || target.starts_with("kube_runtime::watcher")
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::api::RpopShard;
 use crate::domain::shards::ShardId;
+use crate::domain::text::causes;
 use crate::k8s::error::{ApiError, within};
 
 const REQUEST: Duration = Duration::from_secs(10);
@@ -30,7 +31,7 @@ pub(super) async fn trace_key(shards: &Api<RpopShard>) -> [u8; 16] {
                 }
             }
             Err(ApiError::NotFound { .. }) => tracing::debug!("there is no {} yet", ShardId(0)),
-            Err(error) => tracing::warn!("{} cannot be read: {error}", ShardId(0)),
+            Err(error) => tracing::warn!("{} cannot be read: {}", ShardId(0), causes(&error)),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);

@@ -162,10 +162,8 @@ pub async fn run(
     let shards: Api<DeserializeGuard<RpopShard>> = Api::namespaced(client.clone(), &cluster.namespace);
     let shown = inputs.clone();
     tasks.spawn(async move {
-        watching::watch(shards, watcher::Config::default(), "shards", shown, |shown| {
-            Input::Shards(Box::new(shown))
-        })
-        .await;
+        watching::watch(shards, watcher::Config::default(), shown, |shown| Input::Shards(Box::new(shown)))
+            .await;
     });
     let settings = settings::follow(client.clone(), Arc::clone(&metrics));
     tracing::info!("rpop {} works as {}", env!("CARGO_PKG_VERSION"), cluster.me);

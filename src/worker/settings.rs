@@ -63,7 +63,7 @@ pub(super) fn follow(client: Client, metrics: Arc<Metrics>) -> watch::Receiver<O
     let (tell, mut shown) = mpsc::channel(8);
     let config = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
     let api: Api<DeserializeGuard<RpopSettings>> = Api::all(client);
-    tokio::spawn(async move { watching::watch(api, config, "RpopSettings", tell, |shown| shown).await });
+    tokio::spawn(async move { watching::watch(api, config, tell, |shown| shown).await });
     tokio::spawn(async move {
         let mut there = false;
         while let Some(shown) = shown.recv().await {

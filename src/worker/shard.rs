@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::api::RpopShard;
 use crate::domain::shards::holding::{ShardSeen, Written};
 use crate::domain::shards::{Incarnation, ShardId};
+use crate::domain::text::causes;
 use crate::k8s::error::{ApiError, within};
 
 /// One request; the member counts on an answer.
@@ -67,7 +68,7 @@ impl StatusWrite {
             Ok(shard) => seen(&shard).map_or(Written::Failed, Written::Ok),
             Err(ApiError::Conflict { .. }) => Written::Conflict,
             Err(error) => {
-                tracing::warn!(shard = %self.shard, "its status is not written: {error}");
+                tracing::warn!(shard = %self.shard, "its status is not written: {}", causes(&error));
                 // Refused for whose it is: somebody else's, so it has changed.
                 if matches!(error, ApiError::Forbidden { .. } | ApiError::Invalid { .. }) {
                     Written::Conflict

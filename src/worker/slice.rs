@@ -198,7 +198,7 @@ impl Watches {
         let changes = self.changes.clone();
         let api = self.api.clone();
         tokio::spawn(async move {
-            let watching = watch(api, config, "slices", shown, |shown| match shown {
+            let watching = watch(api, config, shown, |shown| match shown {
                 Shown::Is(slice) => {
                     let name = slice.name_any();
                     let read = ShardId::parse_slice(&name).map(|(shard, _)| Slice::read(shard, &slice));

@@ -3,16 +3,15 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-use futures_util::{StreamExt as _, pin_mut};
 use kube::api::Api;
 use kube::core::DeserializeGuard;
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use crate::domain::text::shown;
+use crate::k8s::watching::Watching;
 
 /// What a watch shows.
 #[derive(Clone, Debug)]
@@ -59,53 +58,39 @@ impl<K> Shown<K> {
 pub(super) async fn watch<K, T>(
     api: Api<DeserializeGuard<K>>,
     config: watcher::Config,
-    what: &str,
     tell: mpsc::Sender<T>,
     wrap: impl Fn(Shown<K>) -> T,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let events = watcher(api, config).default_backoff();
-    pin_mut!(events);
+    let mut watching = Watching::new(api, config);
     let mut known: BTreeSet<String> = BTreeSet::new();
     let mut before: BTreeSet<String> = BTreeSet::new();
-    let mut troubled = false;
-    while let Some(event) = events.next().await {
-        let shown = match event {
-            Ok(Event::Init) => {
+    loop {
+        let shown = match watching.next().await {
+            Some(Event::Init) => {
                 before.append(&mut known);
                 continue;
             }
-            Ok(Event::InitApply(object) | Event::Apply(object)) => {
+            Some(Event::InitApply(object) | Event::Apply(object)) => {
                 before.remove(&object.name_any());
                 known.insert(object.name_any());
                 Shown::from_guard(object)
             }
-            Ok(Event::Delete(object)) => {
+            Some(Event::Delete(object)) => {
                 known.remove(&object.name_any());
                 Shown::Gone(object.name_any())
             }
-            Ok(Event::InitDone) => {
+            Some(Event::InitDone) => {
                 for name in std::mem::take(&mut before) {
                     if tell.send(wrap(Shown::Gone(name))).await.is_err() {
                         return;
                     }
                 }
-                if std::mem::take(&mut troubled) {
-                    tracing::info!("{what} are watched again");
-                }
                 Shown::Complete
             }
-            Err(error) => {
-                // Once, and again when it is over: the API server may be away
-                // for long.
-                if std::mem::replace(&mut troubled, true) {
-                    tracing::debug!("{what} are not watched: {}", shown(error.to_string()));
-                } else {
-                    tracing::warn!("{what} are not watched just now: {}", shown(error.to_string()));
-                }
-                continue;
-            }
+            None if tell.is_closed() => return,
+            None => continue,
         };
         if tell.send(wrap(shown)).await.is_err() {
             return;

@@ -101,7 +101,15 @@ impl Installation {
             let status_of = record.status.unwrap_or_default();
             *seen.borrow_mut() = format!("{status_of:?}");
             let said = status_of.conditions.iter().find(|said| said.type_ == "Accepted")?;
-            let good = said.status == status
+            let refusal = status_of.last_error.as_ref().map(|error| (&*error.code, &*error.message));
+            let last = match status {
+                "False" => {
+                    status_of.last.as_deref() == Some(reason) && refusal == Some((reason, &*said.message))
+                }
+                _ => refusal.is_none(),
+            };
+            let good = last
+                && said.status == status
                 && said.reason == reason
                 && said.observed_generation == generation
                 && status_of.observed_generation == generation
@@ -140,6 +148,17 @@ impl Installation {
             (once && items.keys().map(String::as_str).collect::<BTreeSet<_>>() == wanted).then_some(())
         })
         .await;
+    }
+
+    /// Says of a record what a worker says, as a worker.
+    async fn polled(&self, namespace: &str, name: &str, status: &Value) {
+        let records: Api<RpopRecord> = Api::namespaced(self.client.clone(), namespace);
+        let object = json!({
+            "apiVersion": "rpop.dev/v1alpha1", "kind": "RpopRecord",
+            "metadata": {"name": name}, "status": status,
+        });
+        let worker = PatchParams::apply("rpop-worker").force();
+        records.patch_status(name, &worker, &Patch::Apply(object)).await.unwrap();
     }
 
     async fn event(&self, namespace: &str, name: &str, reason: &str) -> String {
@@ -190,7 +209,8 @@ async fn records_become_work_and_say_why_when_they_do_not() {
     all.domain("example.com", &json!({}));
     all.accepted(&team, "first", "False", "NotAllowed", &[&team, "alice@example.com", "allow: ["]).await;
     let table = all.server.kubectl(&["get", "rpop", "-n", &team]).succeeds();
-    assert!(table.lines().nth(1).unwrap().contains("False"), "Ready is False:\n{table}");
+    let line = table.lines().nth(1).unwrap();
+    assert!(line.contains("NotAllowed") && line.contains("False"), "Last and Ready:\n{table}");
     all.holds(&[]).await;
     let labelled = json!({"allow": [{"namespaces": {"matchLabels": {"team": "a"}}, "accounts": ["ali*"]}]});
     all.domain("example.com", &labelled);
@@ -199,6 +219,24 @@ async fn records_become_work_and_say_why_when_they_do_not() {
     all.event(&team, "first", "Accepted").await;
     let first = format!("{team}/first");
     all.holds(&[&first]).await;
+
+    // What a worker says stands, until the record is refused: also behind a
+    // worker that was not done by then.
+    let records: Api<RpopRecord> = Api::namespaced(all.client.clone(), &team);
+    let last = || async { records.get("first").await.unwrap().status.unwrap().last };
+    let wrong =
+        json!({"last": "AuthFailed", "lastError": {"code": "AuthFailed", "message": "no", "count": 2}});
+    all.polled(&team, "first", &wrong).await;
+    all.server.kubectl(&["label", "namespace", &team, "team-"]).succeeds();
+    all.accepted(&team, "first", "False", "NotAllowed", &[]).await;
+    all.polled(&team, "first", &json!({"last": "2030-01-01T00:00:00Z"})).await;
+    all.accepted(&team, "first", "False", "NotAllowed", &[]).await;
+    all.server.kubectl(&["label", "namespace", &team, "team=a"]).succeeds();
+    all.accepted(&team, "first", "True", "Accepted", &[]).await;
+    assert_eq!(last().await, None);
+    all.polled(&team, "first", &json!({"last": "2031-01-01T00:00:00Z"})).await;
+    all.accepted(&team, "first", "True", "Accepted", &[]).await;
+    assert_eq!(last().await.as_deref(), Some("2031-01-01T00:00:00Z"));
 
     // A change reaches the slice; a paused record stays, without an interval.
     all.record(&team, "first", &json!({"pollEvery": "10m", "leave": true}));
@@ -209,7 +247,6 @@ async fn records_become_work_and_say_why_when_they_do_not() {
     all.record(&team, "first", &json!({"paused": true}));
     all.accepted(&team, "first", "True", "Accepted", &[]).await;
     assert!(all.items().await[&first][0].1.get("interval").is_none());
-    let records: Api<RpopRecord> = Api::namespaced(all.client.clone(), &team);
     let ready = records.get("first").await.unwrap().status.unwrap().conditions;
     assert!(ready.iter().any(|said| said.type_ == "Ready" && said.reason == "Paused"), "{ready:?}");
     all.record(&team, "first", &json!({}));

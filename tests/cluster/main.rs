@@ -20,6 +20,7 @@
 mod admission;
 mod controller;
 mod fixture;
+mod identity;
 mod install;
 mod lease;
 mod ledger;

@@ -67,6 +67,41 @@ fn metrics_and_health_are_served_and_prometheus_understands_them() {
 }
 
 #[test]
+fn a_process_of_a_cluster_says_what_it_lacks_once_and_ends_with_2() {
+    let folder = crate::support::folder("kubeconfig");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let cluster = "clusters: [{name: a, cluster: {server: 'http://127.0.0.1:9'}}]\ncurrent-context: a\n";
+    let plain = write("plain", &format!("{cluster}contexts: [{{name: a, context: {{cluster: a}}}}]\n"));
+    let broken = write("broken", "users: [{name: a, user: {token: sesam}}\n");
+    let missing = folder.path().join("missing").to_str().unwrap().to_owned();
+    let home = format!("HOME={}", folder.path().display());
+    for part in ["controller", "worker", "combined"] {
+        for (kubeconfig, says) in [
+            (&*plain, "set POD_NAMESPACE to the one that it is installed in"),
+            (&*broken, "the kubeconfig cannot be used: failed to parse"),
+            (&*missing, "the kubeconfig cannot be used: failed to read"),
+            ("", "no API server is known: set KUBECONFIG"),
+        ] {
+            let kubeconfig = format!("KUBECONFIG={kubeconfig}");
+            let own =
+                ["-u", "KUBERNETES_SERVICE_HOST", "-u", "POD_NAMESPACE", &home, "POD_NAME=a", &kubeconfig];
+            let binary = crate::support::rpop::binary();
+            let rest = [binary.to_str().unwrap(), part, "--listen", "off"];
+            let args = [&own[..], &rest[..]].concat();
+            let run = Running::start(&program("env").unwrap(), &args, folder.path()).wait().expect(2);
+            let text = run.text();
+            run.says(says);
+            assert_eq!(text.trim().lines().count(), 1, "{text}");
+            assert!(text.matches("No such file").count() <= 1 && !text.contains("sesam"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn status_shows_the_last_success_or_the_error() {
     let rig = Rig::new(Pop3::new().generated("m", 2, 300));
     let refusing = Pop3::new().account("bob", "another").start();

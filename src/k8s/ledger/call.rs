@@ -8,7 +8,8 @@ use std::time::Duration;
 use kube::core::Status;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::domain::text::shown;
+use super::super::error::unauthorized;
+use crate::domain::text::{causes, shown};
 use crate::engine::ports::LedgerError;
 
 /// How long requests are waited for.
@@ -92,10 +93,10 @@ impl From<kube::Error> for Trouble {
             | kube::Error::ReadEvents(_)
             | kube::Error::HttpError(_)
             | kube::Error::Auth(_) => Self::Passing {
-                text: format!("the API server cannot be asked: {}", chain(&error)),
+                text: format!("the API server cannot be asked: {}", causes(&error)),
                 after: None,
             },
-            other => Self::Refused(shown(chain(&other))),
+            other => Self::Refused(causes(&other)),
         }
     }
 }
@@ -111,28 +112,15 @@ fn of_status(status: &Status) -> Trouble {
         409 => Trouble::Conflict(text),
         403 if terminating => Trouble::Refused(format!("the namespace is being deleted ({text})")),
         403 if status.message.contains("exceeded quota") => Trouble::Quota(text),
-        // 401: a token that expired is read anew.
-        401 | 408 | 429 | 500.. => {
+        // A token that expired is read anew.
+        401 => Trouble::Passing { text: unauthorized(&text), after: None },
+        408 | 429 | 500.. => {
             let seconds = details.map_or(0, |details| details.retry_after_seconds);
             let after = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
             Trouble::Passing { text: format!("the API server says {}: {text}", status.code), after }
         }
         _ => Trouble::Refused(text),
     }
-}
-
-/// An error with its causes, as far as they say something of their own.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    shown(text)
 }
 
 /// The time that one operation has left.
@@ -219,6 +207,10 @@ mod tests {
         assert!(matches!(of(409, "AlreadyExists"), Trouble::Exists(_)));
         assert!(matches!(of(409, "Conflict"), Trouble::Conflict(_)));
         assert!(matches!(of(403, "Forbidden"), Trouble::Refused(_)));
+        let unknown = Trouble::from(api(401, "Unauthorized", "Unauthorized")).of("x");
+        assert!(
+            matches!(unknown, LedgerError::Unavailable(text) if text.contains("ServiceAccount still exists"))
+        );
         for code in [401, 429, 500, 503, 504] {
             assert!(matches!(of(code, ""), Trouble::Passing { .. }), "{code}");
         }

@@ -62,11 +62,14 @@ impl View {
                 since: condition.last_transition_time.0.as_second(),
             })
         };
+        // A refusal is the controller's to say, and to take away.
+        let refusal = status.last_error.as_ref().filter(|error| error.is_refusal());
+        let last = status.last.as_deref().filter(|last| refusal.is_none_or(|refusal| refusal.code != *last));
         Self {
-            last: status.last.as_deref().map(Into::into),
+            last: last.map(Into::into),
             last_poll: status.last_poll_time.as_ref().map(|time| time.0.as_second()),
             next_poll: status.next_poll_time.as_ref().map(|time| time.0.as_second()),
-            error: status.last_error.as_ref().map(|error| {
+            error: status.last_error.as_ref().filter(|_| refusal.is_none()).map(|error| {
                 Box::new(Lasting {
                     code: error.code.as_str().into(),
                     message: error.message.as_str().into(),
@@ -353,6 +356,23 @@ mod tests {
         assert_eq!(view.counters, before.counters);
         assert_eq!(view.next_poll, Some(5000));
         assert!(view.is_like(&before));
+    }
+
+    #[test]
+    fn a_refusal_does_not_outlive_itself_in_what_a_worker_writes() {
+        let refused: RpopRecordStatus = serde_json::from_value(json!({
+            "last": "NotAllowed",
+            "lastError": {"code": "NotAllowed", "message": "no", "since": time(500), "count": 0},
+            "counters": {"polls": 7},
+        }))
+        .unwrap();
+        let before = View::read(&refused);
+        let waiting = next(&before, &before, &RecordStatus::default());
+        assert_eq!((waiting.last.as_deref(), waiting.error.is_none()), (None, true));
+        assert_eq!(waiting.counters.polls, 7);
+        let mut status = RecordStatus::default();
+        status.succeeded(1000, &good(1));
+        assert_eq!(next(&before, &waiting, &status).last.as_deref(), Some("1970-01-01T00:16:40Z"));
     }
 
     #[test]
