@@ -45,7 +45,7 @@ pub use settings::{
     ActivitySchedule, ActivityWindow, Checkpoint, Day, LogLevel, RemoteNetworks, RpopSettings,
     RpopSettingsSpec, Timeouts,
 };
-pub use shard::{RpopShard, RpopShardSpec, RpopShardStatus, ShardFailedHost};
+pub use shard::{ObservedSlice, RpopShard, RpopShardSpec, RpopShardStatus, ShardFailedHost};
 pub use slice::{ItemError, ItemPast, RpopWorkSlice, RpopWorkSliceSpec, SLICE_FORMAT, SliceItem, Sliced};
 pub use status::{Counters, LastError, RpopDomainStatus, RpopRecordStatus, RpopSettingsStatus};
 

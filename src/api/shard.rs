@@ -7,6 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::domain::shards::holding::Observation;
+
 /// A share of all records, polled by one worker at a time. Internal to RPOP:
 /// to be read, not to be written.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -50,15 +52,42 @@ pub struct RpopShardStatus {
     #[schemars(range(min = 0))]
     #[x_kube(validation = Rule::new("self >= oldSelf").message("the epoch never falls: ledgers of a later one would refuse the holder"))]
     pub epoch: i64,
-    /// By the name of a slice the `metadata.generation` that the holder works
-    /// by: what that one does not name, it does not poll any more.
+    /// What the holder works by, by the name of each of its slices: records
+    /// that these do not name, it does not poll any more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 1000))]
-    pub observed_slices: BTreeMap<String, i64>,
+    pub observed_slices: BTreeMap<String, ObservedSlice>,
     /// Remote hosts that the holder leaves alone, so that others do, too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub failed_hosts: Vec<ShardFailedHost>,
+}
+
+impl RpopShardStatus {
+    /// `observedSlices`, as the protocol's machines take it.
+    pub fn observations(&self) -> BTreeMap<String, Observation> {
+        self.observed_slices.iter().map(|(name, seen)| (name.clone(), seen.into())).collect()
+    }
+}
+
+/// A slice as the holder has taken it in. A slice that is deleted and made
+/// again under its name is another one, and counts its generations anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct ObservedSlice {
+    /// `metadata.uid` of the RpopWorkSlice: which object of that name it is.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// `metadata.generation` of that object.
+    #[schemars(range(min = 0))]
+    pub generation: i64,
+}
+
+impl From<&ObservedSlice> for Observation {
+    fn from(seen: &ObservedSlice) -> Self {
+        Self { uid: seen.uid.as_str().into(), generation: seen.generation }
+    }
 }
 
 /// A remote host that is left alone for a while.

@@ -43,7 +43,7 @@ const LATER: Duration = Duration::from_secs(2);
 /// The end of a write.
 pub(super) enum Ending {
     Status { target: Target, job: Box<Job>, result: Result<(), ApiError> },
-    Order { order: Box<Order>, result: Result<Option<Seen>, ApiError> },
+    Order { order: Box<Order>, result: Result<Option<Seen>, ApiError>, found: Option<Seen> },
     Removed { orphan: Orphan, result: Result<(), ApiError> },
 }
 
@@ -308,7 +308,13 @@ impl Driver {
                 (self.cluster.client.clone(), Arc::clone(&self.cluster.namespace), lead.shards);
             lead.writes.spawn(async move {
                 let result = order::execute(&client, &system, shards, &order).await;
-                Ending::Order { order: Box::new(order), result }
+                let found = match &result {
+                    Err(error) if order::answer(error) == Answer::Conflict => {
+                        order::look_again(&client, &system, &order).await
+                    }
+                    _ => None,
+                };
+                Ending::Order { order: Box::new(order), result, found }
             });
         }
         while let Some((target, job)) = lead.statuses.next(now) {
@@ -324,9 +330,12 @@ impl Driver {
     pub(super) fn ended(&mut self, lead: &mut Lead, ending: Ending) {
         let now = Instant::now();
         match ending {
-            Ending::Order { order, result } => {
+            Ending::Order { order, result, found } => {
                 let target = order.target().clone();
                 self.figures.written(&result);
+                if let Some(found) = found {
+                    lead.work.hear(boot_now(), found);
+                }
                 let answer = match result {
                     Ok(seen) => {
                         if let Some(seen) = seen {

@@ -108,6 +108,22 @@ pub(super) fn answer(error: &ApiError) -> Answer {
     }
 }
 
+/// A slice that could not be written as it was decided: as it is now, or that
+/// it is gone. A watch may have told of it before the answer to an earlier
+/// write did, and then never again. `None` where that cannot be told.
+pub(super) async fn look_again(client: &Client, system: &str, order: &Order) -> Option<Seen> {
+    let Order::Slice { body, .. } = order else { return None };
+    let objects: Api<RpopWorkSlice> = Api::namespaced(client.clone(), system);
+    match within(REQUEST_DEADLINE, objects.get(&body.name)).await {
+        Ok(slice) => slice_seen(&slice).map(Seen::Slice),
+        Err(ApiError::NotFound { .. }) => {
+            let (shard, number) = ShardId::parse_slice(&body.name)?;
+            Some(Seen::SliceGone(shard, number))
+        }
+        Err(_) => None,
+    }
+}
+
 async fn write(
     client: &Client,
     system: &str,

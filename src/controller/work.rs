@@ -11,7 +11,9 @@ use serde_json::Value;
 use siphasher::sip::SipHasher13;
 
 use super::order::{Order, Orphan, SliceBody};
-use crate::api::{ItemPast, RpopShard, RpopWorkSlice, RpopWorkSliceSpec, SLICE_FORMAT, SliceItem};
+use crate::api::{
+    ItemPast, RpopShard, RpopShardStatus, RpopWorkSlice, RpopWorkSliceSpec, SLICE_FORMAT, SliceItem,
+};
 use crate::domain::shards::leader::{
     Config, Decree, ItemSeen, Leader, REMOVED, RecordSeen, Seen, ShardSeen, SliceSeen, parse_removed,
 };
@@ -327,6 +329,7 @@ pub(super) fn slice_seen(slice: &RpopWorkSlice) -> Option<SliceSeen> {
         shard,
         number,
         version: slice.metadata.resource_version.clone().unwrap_or_default(),
+        uid: slice.metadata.uid.as_deref().unwrap_or_default().into(),
         generation: slice.metadata.generation.unwrap_or(0),
         items: slice.spec.items.iter().filter_map(read).collect(),
         removed: removed.map(|text| parse_removed(text)).unwrap_or_default(),
@@ -344,6 +347,6 @@ pub(super) fn shard_seen(shard: &RpopShard) -> Option<ShardSeen> {
         holder: status.and_then(|status| named(&status.holder)),
         epoch: status.map_or(0, |status| status.epoch),
         slices: shard.spec.slices,
-        observed: status.map(|status| status.observed_slices.clone()).unwrap_or_default(),
+        observed: status.map(RpopShardStatus::observations).unwrap_or_default(),
     })
 }

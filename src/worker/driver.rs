@@ -20,7 +20,7 @@ use super::slice::{Change, Problem, Slice, Watches, read_all};
 use super::watching::Shown;
 use crate::api::{RpopShard, Sliced};
 use crate::domain::code::Code;
-use crate::domain::shards::holding::{Exit, Heard, Order, Renewed, Written};
+use crate::domain::shards::holding::{Exit, Heard, Observation, Order, Renewed, Written};
 use crate::domain::shards::{Incarnation, ShardId};
 use crate::domain::work::{RecordKey, Settings};
 use crate::engine::ports::Stage;
@@ -85,14 +85,14 @@ struct Following {
     dropped: Option<Instant>,
     /// Taken in, but sessions of records that are no more are still open.
     pending: Option<Pending>,
-    /// Slices that were said to be unusable, by their generation.
-    told: BTreeMap<u32, i64>,
+    /// Slices that were said to be unusable, as they were.
+    told: BTreeMap<u32, Observation>,
     /// Records that were said to be unreadable, and why.
     problems: BTreeMap<RecordKey, Problem>,
 }
 
 struct Pending {
-    observed: BTreeMap<String, i64>,
+    observed: BTreeMap<String, Observation>,
     strays: Vec<RecordKey>,
     until: Instant,
     aborted: bool,
@@ -384,8 +384,9 @@ impl Driver {
             }
             Input::Slice(change) => {
                 let (shard, number, slice) = *change;
-                // A slice that vanished is read again when it is back; one that is
-                // no more needed has gone from the shard's number of them first.
+                // A slice that vanished was deleted by somebody: the leader makes
+                // it again, and until then what is known of it holds. Its
+                // successor is another object, and is observed as that.
                 let (Some(following), Some(slice)) = (self.following.get_mut(&shard), slice) else { return };
                 if number < following.count && following.put(number, slice) {
                     self.take_in(shard);
@@ -489,9 +490,10 @@ impl Driver {
         let mut observed = BTreeMap::new();
         for (number, slice) in &following.slices {
             records.extend(slice.records.iter().map(|(key, sliced)| (key.clone(), Arc::clone(sliced))));
-            observed.insert(shard.slice(*number), slice.generation);
+            let seen = slice.observation();
+            observed.insert(shard.slice(*number), seen.clone());
             if let Some(why) = &slice.unusable
-                && following.told.insert(*number, slice.generation) != Some(slice.generation)
+                && following.told.insert(*number, seen.clone()) != Some(seen)
             {
                 let name = shard.slice(*number);
                 tracing::error!(%shard, slice = name, "its records are left alone: {why}");
@@ -571,7 +573,7 @@ impl Driver {
         version: String,
         holder: Option<Incarnation>,
         epoch: i64,
-        observed: BTreeMap<String, i64>,
+        observed: BTreeMap<String, Observation>,
     ) {
         let before = self.seen.get(&shard).and_then(|object| object.status.as_ref());
         let before =

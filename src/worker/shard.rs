@@ -7,8 +7,8 @@ use kube::ResourceExt as _;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Map, Value, json};
 
-use crate::api::RpopShard;
-use crate::domain::shards::holding::{ShardSeen, Written};
+use crate::api::{RpopShard, RpopShardStatus};
+use crate::domain::shards::holding::{Observation, ShardSeen, Written};
 use crate::domain::shards::{Incarnation, ShardId};
 use crate::domain::text::causes;
 use crate::k8s::error::{ApiError, within};
@@ -28,7 +28,7 @@ pub(super) fn seen(shard: &RpopShard) -> Option<ShardSeen> {
         holder: named(status.and_then(|status| status.holder.as_ref())),
         epoch: status.map_or(0, |status| status.epoch),
         slices: shard.spec.slices,
-        observed: status.map(|status| status.observed_slices.clone()).unwrap_or_default(),
+        observed: status.map(RpopShardStatus::observations).unwrap_or_default(),
     })
 }
 
@@ -39,7 +39,7 @@ pub(super) struct StatusWrite {
     pub(super) version: String,
     pub(super) holder: Option<Incarnation>,
     pub(super) epoch: i64,
-    pub(super) observed: BTreeMap<String, i64>,
+    pub(super) observed: BTreeMap<String, Observation>,
     /// The slices that the status names at that version.
     pub(super) before: Vec<String>,
 }
@@ -49,7 +49,9 @@ impl StatusWrite {
     fn patch(&self) -> Value {
         let mut observed: Map<String, Value> =
             self.before.iter().map(|name| (name.clone(), Value::Null)).collect();
-        observed.extend(self.observed.iter().map(|(name, generation)| (name.clone(), (*generation).into())));
+        observed.extend(self.observed.iter().map(|(name, Observation { uid, generation })| {
+            (name.clone(), json!({"uid": &**uid, "generation": generation}))
+        }));
         json!({
             "metadata": {"resourceVersion": self.version},
             "status": {
@@ -86,12 +88,13 @@ mod tests {
 
     #[test]
     fn a_slice_that_is_no_more_is_taken_out_of_the_status() {
+        let seen = Observation { uid: "5c0ffee".into(), generation: 4 };
         let write = StatusWrite {
             shard: ShardId(7),
             version: "12".to_owned(),
             holder: Incarnation::parse("a/0000002a"),
             epoch: 3,
-            observed: BTreeMap::from([("shard-007-0".to_owned(), 4)]),
+            observed: BTreeMap::from([("shard-007-0".to_owned(), seen)]),
             before: vec!["shard-007-0".to_owned(), "shard-007-1".to_owned()],
         };
         assert_eq!(
@@ -101,7 +104,10 @@ mod tests {
                 "status": {
                     "holder": "a/0000002a",
                     "epoch": 3,
-                    "observedSlices": {"shard-007-0": 4, "shard-007-1": null},
+                    "observedSlices": {
+                        "shard-007-0": {"uid": "5c0ffee", "generation": 4},
+                        "shard-007-1": null,
+                    },
                 },
             })
         );

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use super::watching::{Shown, watch};
 use crate::api::{RpopWorkSlice, Sliced};
 use crate::domain::shards::ShardId;
+use crate::domain::shards::holding::Observation;
 use crate::domain::text::shown;
 use crate::domain::work::RecordKey;
 use crate::k8s::error::within;
@@ -107,6 +108,11 @@ impl Slice {
             }
             Shown::Gone(_) | Shown::Complete => None,
         }
+    }
+
+    /// Which object it is, at which generation.
+    pub(super) fn observation(&self) -> Observation {
+        Observation { uid: self.uid.as_str().into(), generation: self.generation }
     }
 
     /// Whether it tells more than `other`, as far as can be told.

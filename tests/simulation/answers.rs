@@ -12,6 +12,7 @@ pub enum Answered {
     Renewed(bool),
     Shard(Option<ShardSeen>),
     Slices(Option<Vec<SliceSeen>>),
+    Slice(Option<SliceSeen>),
     Written(Option<ShardSeen>),
     Committed(Option<u64>),
     All(Vec<ShardSeen>, Vec<SliceSeen>),
@@ -40,6 +41,7 @@ impl Sim {
             }
             Call::Get(shard) => Answered::Shard(self.api.shards.get(&shard).cloned()),
             Call::GetSlices(shard) => Answered::Slices(self.api.slices_of(shard)),
+            Call::GetSlice(shard, number) => Answered::Slice(self.api.slices.get(&(shard, number)).cloned()),
             Call::Write(wanted, by) => {
                 let stolen = self
                     .api

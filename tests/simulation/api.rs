@@ -32,6 +32,7 @@ pub enum Change {
     Lease(LeaseSeen),
     Shard(ShardSeen),
     Slice(SliceSeen),
+    SliceGone(ShardId, u32),
 }
 
 #[derive(Default)]
@@ -177,6 +178,7 @@ impl Api {
                     return refused;
                 }
                 let before = present.map_or(0, |slice| slice.generation);
+                let uid = present.map(|slice| Arc::clone(&slice.uid));
                 let old = present.map(|slice| slice.items.clone()).unwrap_or_default();
                 let find = |key: &RecordKey, factor: u32| {
                     // A record that is gone by now keeps the item it had.
@@ -189,10 +191,12 @@ impl Api {
                 let items: Vec<_> = items.iter().filter_map(|(key, factor)| find(key, *factor)).collect();
                 // As with any object, only a changed spec is a new generation.
                 let same = present.is_some_and(|slice| slice.items == items);
+                let version = self.bump();
                 let slice = SliceSeen {
                     shard: *shard,
                     number: *number,
-                    version: self.bump(),
+                    uid: uid.unwrap_or_else(|| format!("made-{version}").into()),
+                    version,
                     generation: before + i64::from(!same),
                     items,
                     removed: removed.clone(),
@@ -202,6 +206,14 @@ impl Api {
                 self.changes.push(Change::Slice(slice.clone()));
                 (Answer::Done, Some(Change::Slice(slice)))
             }
+        }
+    }
+
+    /// Somebody deletes a slice by hand.
+    pub fn delete_slice(&mut self, at: (ShardId, u32)) {
+        if self.slices.remove(&at).is_some() {
+            self.bump();
+            self.changes.push(Change::SliceGone(at.0, at.1));
         }
     }
 

@@ -1,6 +1,6 @@
 //! A controller's driver.
 
-use rpop::domain::shards::leader::{Answer, Leader, Seen};
+use rpop::domain::shards::leader::{Answer, Decree, Leader, Seen};
 
 use super::answers::Answered;
 use super::api::Change;
@@ -127,6 +127,10 @@ impl Sim {
                             let who = Who::Controller(at, self.controllers[at].life);
                             self.after(1_000, Event::Hear(who, Inbound::Watch));
                         }
+                        Wanted::Look(decree) => {
+                            let (target, answer) = (decree.target(), Answer::Conflict);
+                            self.leader_hears(at, Seen::Answered { target, answer });
+                        }
                         Wanted::Done(decree) => {
                             let (target, answer) = (decree.target(), Answer::Failed);
                             self.leader_hears(at, Seen::Answered { target, answer });
@@ -153,6 +157,17 @@ impl Sim {
             (Wanted::All, Answered::All(shards, slices)) => {
                 self.leader_hears(at, Seen::Shards(shards));
                 self.leader_hears(at, Seen::Slices(slices));
+            }
+            (
+                Wanted::Done(decree @ Decree::WriteSlice { shard, number, .. }),
+                Answered::Obeyed(Answer::Conflict, _),
+            ) => {
+                self.controller_request(at, 5_000, Wanted::Look(decree), Call::GetSlice(shard, number));
+            }
+            (Wanted::Look(decree @ Decree::WriteSlice { shard, number, .. }), Answered::Slice(found)) => {
+                self.leader_hears(at, found.map_or(Seen::SliceGone(shard, number), Seen::Slice));
+                let (target, answer) = (decree.target(), Answer::Conflict);
+                self.leader_hears(at, Seen::Answered { target, answer });
             }
             (Wanted::Done(decree), Answered::Obeyed(answer, object)) => {
                 if let Some(object) = object {
@@ -197,5 +212,6 @@ fn seen(change: Change) -> Seen {
         Change::Lease(lease) => Seen::Lease(lease),
         Change::Shard(shard) => Seen::Shard(shard),
         Change::Slice(slice) => Seen::Slice(slice),
+        Change::SliceGone(shard, number) => Seen::SliceGone(shard, number),
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use rpop::domain::shards::holding::{Member, ShardSeen};
+use rpop::domain::shards::holding::{Member, Observation, ShardSeen};
 use rpop::domain::shards::leader::{Decree, Leader, RecordSeen, SliceSeen};
 use rpop::domain::shards::timing::Boot;
 use rpop::domain::shards::{Incarnation, ShardId};
@@ -73,7 +73,7 @@ pub struct Followed {
     pub started: bool,
     pub draining: bool,
     /// What was told by `SlicesRead`.
-    pub told: Option<BTreeMap<String, i64>>,
+    pub told: Option<BTreeMap<String, Observation>>,
 }
 
 impl Followed {
@@ -142,9 +142,13 @@ pub struct Controller {
 /// What a controller waits for.
 #[derive(Clone)]
 pub enum Wanted {
-    Leases { sent: Boot },
+    Leases {
+        sent: Boot,
+    },
     All,
     Done(Decree),
+    /// What is there instead of what the decree was to change.
+    Look(Decree),
 }
 
 /// Requests at the API server.
@@ -159,6 +163,7 @@ pub enum Call {
     Release(Incarnation),
     Get(ShardId),
     GetSlices(ShardId),
+    GetSlice(ShardId, u32),
     Write(ShardSeen, Incarnation),
     Commit {
         key: RecordKey,

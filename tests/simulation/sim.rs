@@ -68,6 +68,7 @@ pub struct Counts {
     pub stops: u64,
     pub cuts: u64,
     pub outages: u64,
+    pub deletions: u64,
     pub leaders: u64,
     pub conflicts: u64,
     pub exits: u64,

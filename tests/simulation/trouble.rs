@@ -67,6 +67,15 @@ impl Sim {
                     self.well_since = self.well_since.max(self.now + 12_000);
                 }
             }
+            (16, _) => {
+                let slices: Vec<_> = self.api.slices.keys().copied().collect();
+                let at = usize::try_from(self.roll(slices.len().max(1) as u64)).unwrap();
+                if let Some((shard, number)) = slices.get(at).copied() {
+                    self.counts.deletions += 1;
+                    self.note(|| format!("slice {shard}-{number} is deleted by hand"));
+                    self.api.delete_slice((shard, number));
+                }
+            }
             _ => {
                 for _ in 0..=self.roll(4) {
                     self.edit();

@@ -50,6 +50,7 @@ fn a_record_stays_out_while_it_is_not_known_who_holds_its_old_shard() {
         shard: from,
         number: 0,
         version: version.into(),
+        uid: "s".into(),
         generation,
         items,
         removed,

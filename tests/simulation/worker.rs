@@ -1,10 +1,11 @@
 //! A worker's driver.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rpop::domain::shards::LeaseHolder;
 use rpop::domain::shards::ShardId;
-use rpop::domain::shards::holding::{Exit, Heard, Member, Order, Renewed, ShardSeen, Written};
+use rpop::domain::shards::holding::{Exit, Heard, Member, Observation, Order, Renewed, ShardSeen, Written};
 use rpop::domain::work::RecordKey;
 
 use super::answers::Answered;
@@ -209,7 +210,8 @@ impl Sim {
                     self.slices_read(at, shard);
                 }
             }
-            Change::Lease(_) => {}
+            // What it knows of the slice holds until there is another one.
+            Change::Lease(_) | Change::SliceGone(..) => {}
         }
     }
 
@@ -225,7 +227,10 @@ impl Sim {
             .known
             .iter()
             .filter(|(number, _)| **number < followed.slices)
-            .map(|(number, slice)| (shard.slice(*number), slice.generation))
+            .map(|(number, slice)| {
+                let seen = Observation { uid: Arc::clone(&slice.uid), generation: slice.generation };
+                (shard.slice(*number), seen)
+            })
             .collect();
         if followed.told.as_ref() == Some(&observed) {
             return;

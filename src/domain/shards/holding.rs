@@ -14,6 +14,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::fence::{Fence, Standing};
@@ -28,6 +29,17 @@ const RETRY_MOST: Duration = Duration::from_secs(8);
 /// A worker that is about to end polls on for so long at most, for the leader
 /// to find other workers; then it lets go by itself.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which slice a holder works by: one object, at one generation of it. A slice
+/// that is deleted and made again is another object, whose generations begin
+/// anew.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Observation {
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `metadata.generation`.
+    pub generation: i64,
+}
 
 /// A shard as the API server had it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,7 +57,7 @@ pub struct ShardSeen {
     /// `spec.slices`.
     pub slices: u32,
     /// `status.observedSlices`.
-    pub observed: BTreeMap<String, i64>,
+    pub observed: BTreeMap<String, Observation>,
 }
 
 /// How a renewal of the lease went.
@@ -93,8 +105,8 @@ pub enum Heard {
         shard: ShardId,
         /// The epoch of the order.
         epoch: i64,
-        /// `metadata.generation` by the slice's name.
-        observed: BTreeMap<String, i64>,
+        /// What was read, by the slice's name.
+        observed: BTreeMap<String, Observation>,
     },
     /// The answer to [`Order::Drain`], exactly one to each: no session of the
     /// shard is open, and what its sessions had to commit is committed or
@@ -176,7 +188,7 @@ pub enum Order {
         /// `status.epoch`.
         epoch: i64,
         /// `status.observedSlices`.
-        observed: BTreeMap<String, i64>,
+        observed: BTreeMap<String, Observation>,
     },
     /// End the process. Nothing is ordered any more.
     Exit(Exit),
@@ -234,7 +246,7 @@ struct Holding {
     /// Number of slices in the last `Follow`.
     followed: Option<u32>,
     /// What we work by; `None` until all slices were read in this epoch.
-    taken: Option<BTreeMap<String, i64>>,
+    taken: Option<BTreeMap<String, Observation>>,
     write: Option<Write>,
     /// Failures in a row of `write`.
     failures: u8,
@@ -477,7 +489,7 @@ impl Member {
         }
     }
 
-    fn take_slices(&mut self, id: ShardId, epoch: i64, observed: BTreeMap<String, i64>) {
+    fn take_slices(&mut self, id: ShardId, epoch: i64, observed: BTreeMap<String, Observation>) {
         if let Some(holding) = self.shards.get_mut(&id)
             && holding.followed.is_some()
             && holding.seen.epoch == epoch

@@ -50,6 +50,8 @@ enum Event {
     Steal,
     /// A slice changes.
     Change(u16),
+    /// A slice is deleted, and there is another one.
+    Replace(u16),
     Leave,
 }
 
@@ -71,7 +73,8 @@ fn event() -> impl Strategy<Value = Event> {
         3 => shard.clone().prop_map(Event::OtherHands),
         3 => shard.clone().prop_map(Event::Give),
         2 => Just(Event::Steal),
-        1 => shard.prop_map(Event::Change),
+        1 => shard.clone().prop_map(Event::Change),
+        1 => shard.prop_map(Event::Replace),
         1 => prop::bool::weighted(0.05).prop_map(|leave| if leave { Event::Leave } else { Event::Pass(1) }),
     ]
 }
@@ -82,7 +85,7 @@ struct Sent {
     version: String,
     holder: Option<Incarnation>,
     epoch: i64,
-    observed: BTreeMap<String, i64>,
+    observed: BTreeMap<String, Observation>,
     /// What the API server said, once it arrived.
     said: Option<Written>,
 }
@@ -93,7 +96,7 @@ struct World {
     /// All states of each shard, the last one being the truth.
     shards: Vec<Vec<ShardSeen>>,
     versions: u64,
-    generations: Vec<i64>,
+    slices: Vec<Observation>,
     /// When the lease was renewed last, by anybody's clock.
     lease_renewed: Option<u64>,
     stolen: bool,
@@ -115,7 +118,7 @@ impl World {
             member: Member::new(me(), TIMING, Duration::from_secs(30)),
             shards: Vec::new(),
             versions: 200,
-            generations: vec![1; count],
+            slices: vec![Observation { uid: "0".into(), generation: 1 }; count],
             lease_renewed: None,
             stolen: false,
             renewal: None,
@@ -304,8 +307,8 @@ impl World {
             }
             Event::Slices(shard) => {
                 if let Some(epoch) = self.followed[usize::from(shard)] {
-                    let generation = self.generations[usize::from(shard)];
-                    let observed = BTreeMap::from([(format!("shard-{shard:03}-0"), generation)]);
+                    let seen = self.slices[usize::from(shard)].clone();
+                    let observed = BTreeMap::from([(format!("shard-{shard:03}-0"), seen)]);
                     self.hear(Heard::SlicesRead { shard: ShardId(shard), epoch, observed });
                 }
             }
@@ -350,7 +353,12 @@ impl World {
                     self.stolen = true;
                 }
             }
-            Event::Change(shard) => self.generations[usize::from(shard)] += 1,
+            Event::Change(shard) => self.slices[usize::from(shard)].generation += 1,
+            Event::Replace(shard) => {
+                self.versions += 1;
+                let uid = self.versions.to_string().into();
+                self.slices[usize::from(shard)] = Observation { uid, generation: 1 };
+            }
             Event::Leave => self.hear(Heard::Leave),
         }
         for shard in 0..SHARDS {
@@ -403,8 +411,8 @@ proptest! {
                 let polls = world.member.may_poll(ShardId(shard), Boot(world.now));
                 prop_assert!(polls.is_some(), "it polls what it shall: {:?}", world.member);
                 let observed = &world.truth(shard).observed;
-                let generation = world.generations[usize::from(shard)];
-                prop_assert_eq!(observed.values().next(), Some(&generation), "and says by what");
+                let slice = &world.slices[usize::from(shard)];
+                prop_assert_eq!(observed.values().next(), Some(slice), "and says by what");
             }
         }
     }

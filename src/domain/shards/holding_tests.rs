@@ -26,8 +26,8 @@ fn shard(version: u64, desired: Option<Incarnation>, holder: Option<Incarnation>
     }
 }
 
-fn slices(generation: i64) -> BTreeMap<String, i64> {
-    BTreeMap::from([("shard-007-0".to_owned(), generation)])
+fn slices(generation: i64) -> BTreeMap<String, Observation> {
+    BTreeMap::from([("shard-007-0".to_owned(), Observation { uid: "u".into(), generation })])
 }
 
 fn renewed(sent: u64, result: Renewed) -> Heard {

@@ -26,7 +26,7 @@ use self::workers::{Workers, is_older};
 use super::placement::{self, Role, View, Why, Worker};
 use super::timing::{Boot, Timing};
 use super::{Incarnation, LeaseHolder, ShardId};
-pub use crate::domain::shards::holding::ShardSeen;
+pub use crate::domain::shards::holding::{Observation, ShardSeen};
 use crate::domain::work::RecordKey;
 
 /// A membership Lease as it was read.
@@ -55,6 +55,8 @@ pub struct SliceSeen {
     pub number: u32,
     /// `metadata.resourceVersion`.
     pub version: String,
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
     /// `metadata.generation`.
     pub generation: i64,
     /// Its items, as far as they can be read.
@@ -223,7 +225,10 @@ pub enum Decree {
         epoch: i64,
     },
     /// Write, or create, the slice: items of these records, each with its
-    /// factor, in this order, with the destinations that they use.
+    /// factor, in this order, with the destinations that they use. It is
+    /// always created empty and filled by another write: a creation that
+    /// arrives late, when the slice has been deleted again, brings nothing
+    /// back.
     WriteSlice {
         /// The shard.
         shard: ShardId,
@@ -415,6 +420,8 @@ impl Leader {
         }
         if let Some(said) = self.slices.said.take() {
             self.records.recall(said);
+            let held = self.shards.values().map(|shard| &shard.seen);
+            self.slices.look_back(&mut self.records, held);
         }
         self.records.spread();
         let mut decrees = self.lead_workers(now);
@@ -427,8 +434,12 @@ impl Leader {
         room -= shards.len();
         decrees.extend(shards);
         self.settle(&gone);
-        let (busy, slices) = (&self.busy, &mut self.slices);
-        decrees.extend(slices.decide(&mut self.records, |target| is_busy(busy, target, now), room));
+        let (busy, shards) = (&self.busy, &self.shards);
+        // Of shards beyond those there are, nothing is made again.
+        let ours = |shard: &&Shard| shard.seen.id.0 < self.config.shards;
+        let followed = |id: ShardId| shards.get(&id).filter(ours).map_or(0, |shard| shard.seen.slices);
+        let is_busy = |target: &Target| is_busy(busy, target, now);
+        decrees.extend(self.slices.decide(&mut self.records, is_busy, followed, room));
         for decree in &decrees {
             let busy =
                 self.busy.entry(decree.target()).or_insert(Busy { flight: Flight::UnderWay, failures: 0 });
@@ -525,7 +536,7 @@ impl Leader {
                     .seen
                     .observed
                     .get(slice)
-                    .map_or(Observed::Nothing, |seen| Observed::Generation(*seen)),
+                    .map_or(Observed::Nothing, |seen| Observed::Slice(seen.clone())),
             }
         });
     }
@@ -616,7 +627,11 @@ impl Leader {
             let (target, why) = targets.get(id).map_or((None, None), |(to, why)| (Some(*to), *why));
             let target = target.map(|to| &view.workers[to]);
             let seen = &shard.seen;
-            let slices = self.slices.count(*id);
+            let free = seen.holder.as_ref().is_none_or(|holder| gone.get(holder) == Some(&true));
+            // A holder may be polling by any slice that it was ever told to
+            // read: as long as it lives, every leader can see which these are.
+            let least = if free { 0 } else { seen.slices };
+            let slices = self.slices.count(*id).max(least);
             // Where there is nobody, whoever was wanted stays wanted.
             let desired = target.map(|worker| &worker.name).or(seen.desired.as_ref());
             if desired != seen.desired.as_ref() || slices != seen.slices {
@@ -629,7 +644,6 @@ impl Leader {
                 });
                 continue;
             }
-            let free = seen.holder.as_ref().is_none_or(|holder| gone.get(holder) == Some(&true));
             if let Some(worker) = target.filter(|worker| free && worker.role != Role::Leaves) {
                 decrees.push(Decree::GiveAway {
                     shard: *id,

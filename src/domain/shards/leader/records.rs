@@ -41,6 +41,8 @@ struct Record {
     places: Vec<Place>,
     /// Slices that it was taken out of, where its session may still be open.
     leaving: Vec<Place>,
+    /// The shard of the slice that had it last, as far as this leader knows.
+    home: Option<ShardId>,
 }
 
 struct Host {
@@ -91,7 +93,8 @@ impl Records {
         if let Some(number) = self.numbers.get(key) {
             return *number;
         }
-        let record = Record { key: key.clone(), wish: None, places: Vec::new(), leaving: Vec::new() };
+        let record =
+            Record { key: key.clone(), wish: None, places: Vec::new(), leaving: Vec::new(), home: None };
         let number = self.free.pop().unwrap_or_else(|| Number::try_from(self.all.len()).unwrap_or(0));
         match self.all.get_mut(number as usize) {
             Some(place) => *place = record,
@@ -273,13 +276,25 @@ impl Records {
 
     /// What the slices of the shard are to hold: the records that belong there
     /// and are neither in another shard nor perhaps still polled for one.
-    pub(super) fn wanted(&self, shard: ShardId) -> Vec<Wanted> {
+    ///
+    /// The holder of a `blind` shard may poll by a slice that nobody has seen:
+    /// until it says by what, a record of which it is not known that another
+    /// shard had it is added to that shard alone.
+    pub(super) fn wanted(&self, shard: ShardId, blind: &BTreeSet<ShardId>) -> Vec<Wanted> {
         let here = |place: &Place| place.0 == shard;
         let all = self.by_shard.get(&shard).into_iter().flatten();
         all.filter_map(|number| {
             let record = &self.all[*number as usize];
             let wish = record.wish.as_ref()?;
-            let may = record.places.iter().all(here) && record.leaving.iter().all(here);
+            let elsewhere =
+                |blind: &ShardId| *blind != shard && record.home.is_none_or(|home| home == *blind);
+            // Whoever put it here knew that no other shard polls it, whatever
+            // an old slice may still say.
+            let may = if record.places.is_empty() {
+                record.leaving.iter().all(here) && !blind.iter().any(elsewhere)
+            } else {
+                record.places.iter().all(here)
+            };
             may.then(|| Wanted {
                 record: *number,
                 digest: said(wish.digest, wish.target.1),
@@ -313,8 +328,19 @@ impl Records {
         self.all[number as usize].wish.as_ref().is_some_and(|wish| wish.target.0 == shard)
     }
 
+    /// Whether no slice has it, although that shard's are to.
+    pub(super) fn is_awaited(&self, number: Number, shard: ShardId) -> bool {
+        self.all[number as usize].places.is_empty() && self.belongs(number, shard)
+    }
+
+    /// What waits for slices may be in them now.
+    pub(super) fn disturb_all(&mut self) {
+        self.dirty.extend(self.by_shard.keys());
+    }
+
     pub(super) fn arrive(&mut self, number: Number, at: Place) {
         let record = self.at(number);
+        record.home = Some(at.0);
         if !record.places.contains(&at) {
             record.places.push(at);
         }
