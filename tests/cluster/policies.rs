@@ -161,7 +161,7 @@ async fn a_worker_takes_no_shard_and_hands_its_own_over_to_whom_the_leader_wants
     // Another's, even where one is wanted next.
     let mine = json!({"status": {"holder": "holder-2/11111111", "epoch": 8}});
     forbidden(second.patches(server, &status, &mine), "held by \"holder-1/0badcafe\"");
-    let report = json!({"status": {"observedSlices": {"shard-001-0": 1}}});
+    let report = json!({"status": {"observedSlices": {"shard-001-0": {"uid": "a-slice", "generation": 1}}}});
     forbidden(second.patches(server, &status, &report), "this is Pod \"holder-2\"");
 
     // The holder reports, and hands over to the wanted one alone.
@@ -242,7 +242,7 @@ async fn a_token_that_no_pod_holds_is_no_workers() {
     held_shard(server, "shard-003", "unbound/0badcafe", "unbound/0badcafe").await;
     let token = server.kubectl(&["-n", SYSTEM, "create", "token", "rpop-worker"]).succeeds();
     let kubeconfig = server.kubeconfig("unbound-token", token.trim(), SYSTEM);
-    let report = r#"{"status": {"observedSlices": {"shard-003-0": 1}}}"#;
+    let report = r#"{"status": {"observedSlices": {"shard-003-0": {"uid": "a-slice", "generation": 1}}}}"#;
     let args = [&["patch", "--type=merge", "-p", report], &status_of("shard-003")[..]].concat();
     forbidden(server.kubectl_as(&kubeconfig, &args, ""), "a token bound to its Pod");
     let own = lease("rpop-worker-unbound", "unbound/0badcafe").to_string();

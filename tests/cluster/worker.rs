@@ -35,7 +35,9 @@ async fn a_record_of_a_held_shard_is_polled_and_its_status_says_so() {
     assert!(status.last.unwrap().ends_with('Z') && status.last_error.is_none());
     assert!(status.last_poll_time.is_some() && status.next_poll_time.is_some());
     let shard = stage.shard("shard-001").await.status.unwrap();
-    assert_eq!(shard.observed_slices.get("shard-001-0"), Some(&1));
+    let observed = &shard.observed_slices["shard-001-0"];
+    assert_eq!(observed.generation, 1);
+    assert!(!observed.uid.is_empty(), "it says which object of that name it is");
     wait_until("readiness", || worker.get("/readyz").contains("200 OK"));
     let metrics = worker.get("/metrics");
     assert!(metrics.contains("rpop_shards_held 1\n"), "{metrics}");
@@ -45,7 +47,7 @@ async fn a_record_of_a_held_shard_is_polled_and_its_status_says_so() {
     stage.slice("shard-001", 0, &[], SLICE_FORMAT).await;
     eventually("the slice to be taken in", || async {
         let status = stage.shard("shard-001").await.status.unwrap();
-        (status.observed_slices.get("shard-001-0") == Some(&2)).then_some(())
+        (status.observed_slices["shard-001-0"].generation == 2).then_some(())
     })
     .await;
     assert_eq!(pop3.open(), 0);

@@ -1,7 +1,7 @@
 //! What a leader may do, by what it has read.
 
 use super::protocol::{Action, Mutant, Protocol};
-use super::state::{Holder, Inc, Leader, Lease, Life, Shard, Slice, State};
+use super::state::{Holder, Inc, Leader, Lease, Life, Observed, Shard, Slice, State};
 
 impl Leader {
     fn lives(&self, inc: Inc) -> bool {
@@ -12,6 +12,13 @@ impl Leader {
     fn is_dead(&self, inc: Inc) -> bool {
         let holder = self.leases[usize::from(inc.pod)].holder;
         holder == Holder::Stolen(inc) || holder.inc().boot > inc.boot
+    }
+}
+
+impl State {
+    fn write_slice(&mut self, shard: usize, has: bool) {
+        let Observed { object, generation } = self.slices[shard].is;
+        self.slices[shard] = Slice { is: Observed { object, generation: generation + 1 }, has };
     }
 }
 
@@ -72,6 +79,9 @@ impl Protocol {
             actions.push(Action::Edit);
         }
         let (home, leader) = (usize::from(state.home), &state.leaders[0]);
+        if state.budget.deletions > 0 && state.maildrop.present {
+            actions.extend((0..self.shards).map(Action::DeleteSlice));
+        }
         let old = 1 - home;
         if state.slices[old].has {
             if self.mutant != Some(Mutant::AddFirst) || state.slices[home].has {
@@ -81,8 +91,14 @@ impl Protocol {
                 actions.push(Action::Add(home));
             }
         } else if !state.slices[home].has {
-            let acknowledged = leader.shards[old].observed >= state.slices[old].generation;
-            if acknowledged || self.mutant == Some(Mutant::AddUnacknowledged) {
+            let (observed, is) = (leader.shards[old].observed, state.slices[old].is);
+            let acknowledged = match self.mutant {
+                Some(Mutant::AddUnacknowledged) => true,
+                Some(Mutant::AckByGeneration) => observed.generation >= is.generation,
+                Some(Mutant::TrustTheNewSlice) => observed.object != is.object || observed >= is,
+                _ => observed.object == is.object && observed.generation >= is.generation,
+            };
+            if acknowledged {
                 actions.push(Action::Add(home));
             }
         }
@@ -123,14 +139,18 @@ impl Protocol {
                 state.budget.edits -= 1;
                 state.home = 1 - state.home;
             }
-            Action::Remove(shard) => {
-                let generation = state.slices[shard].generation + 1;
-                state.slices[shard] = Slice { generation, has: false };
-            }
+            Action::Remove(shard) => state.write_slice(shard, false),
             Action::Add(shard) => {
-                let generation = state.slices[shard].generation + 1;
-                state.slices[shard] = Slice { generation, has: true };
+                state.write_slice(shard, true);
                 state.seen.record_moved = true;
+                state.seen.deleted_moved |= state.slices[1 - shard].is.object > 0;
+            }
+            // By hand; whoever leads makes it again, empty, and need not know
+            // what it had.
+            Action::DeleteSlice(shard) => {
+                state.budget.deletions -= 1;
+                let object = state.slices[shard].is.object + 1;
+                state.slices[shard] = Slice { is: Observed { object, generation: 1 }, has: false };
             }
             _ => return None,
         }

@@ -107,6 +107,16 @@ fn a_record_has_one_worker_while_it_moves_and_workers_die() {
     holds(records_and_crashes());
 }
 
+/// Somebody deletes slices while the record moves.
+fn deletions() -> Protocol {
+    Protocol { budget: Budget { edits: 1, deletions: 1, moves: 1, ..Budget::default() }, ..records() }
+}
+
+#[test]
+fn a_record_has_one_worker_although_slices_are_deleted_by_hand() {
+    holds(deletions());
+}
+
 /// Leases run out under workers that do not notice, so that two poll at once:
 /// repeats, but nothing is lost and nothing deleted too early.
 fn blind() -> Protocol {
@@ -167,4 +177,14 @@ fn a_removal_acknowledged_before_the_session_ends_is_found_out() {
 #[test]
 fn a_slice_read_under_an_earlier_holding_is_found_out() {
     is_caught(with(Mutant::StaleSlice, records()), &["I1"]);
+}
+
+#[test]
+fn a_new_slice_acknowledged_by_a_generation_of_the_old_one_is_found_out() {
+    is_caught(with(Mutant::AckByGeneration, deletions()), &["I1"]);
+}
+
+#[test]
+fn a_new_slice_taken_for_all_that_was_ever_there_is_found_out() {
+    is_caught(with(Mutant::TrustTheNewSlice, deletions()), &["I1"]);
 }

@@ -35,6 +35,7 @@ pub enum Action {
     Edit,
     Remove(usize),
     Add(usize),
+    DeleteSlice(usize),
 }
 
 /// A protocol that is almost right. The model must tell it from the right one.
@@ -59,6 +60,10 @@ pub enum Mutant {
     AckBeforeEnd,
     /// A slice that was read under an earlier holding is polled by.
     StaleSlice,
+    /// A slice made again is acknowledged by a generation of its predecessor.
+    AckByGeneration,
+    /// A slice made again is taken to be known because it has nothing in it.
+    TrustTheNewSlice,
 }
 
 /// A configuration to check.
@@ -197,6 +202,11 @@ impl Protocol {
         if self.budget.edits > 0 {
             sights.push(Property::sometimes("a record moves", |_, state: &State| {
                 state.seen.record_moved && state.all_done()
+            }));
+        }
+        if self.budget.deletions > 0 {
+            sights.push(Property::sometimes("a record of a deleted slice moves", |_, state: &State| {
+                state.seen.deleted_moved && state.all_done()
             }));
         }
         sights

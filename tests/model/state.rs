@@ -43,13 +43,20 @@ pub struct Shard {
     pub desired: Inc,
     pub holder: Inc,
     pub epoch: u8,
-    /// The generation of its slice that the holder works by.
-    pub observed: u8,
+    /// What of its slice the holder works by.
+    pub observed: Observed,
+}
+
+/// One object of a slice's name, at one of its generations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Observed {
+    pub object: u8,
+    pub generation: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slice {
-    pub generation: u8,
+    pub is: Observed,
     /// The record is in it.
     pub has: bool,
 }
@@ -79,7 +86,7 @@ pub struct Maildrop {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Request {
     Renew { by: Inc, expect: u8 },
-    Status { by: Inc, shard: u8, expect: u8, holder: Inc, epoch: u8, observed: u8 },
+    Status { by: Inc, shard: u8, expect: u8, holder: Inc, epoch: u8, observed: Observed },
     Commit { by: Inc, shard: u8, expect: u8, epoch: u8 },
 }
 
@@ -180,6 +187,8 @@ pub struct Budget {
     pub moves: u8,
     /// Records whose host is edited.
     pub edits: u8,
+    /// Slices deleted by hand.
+    pub deletions: u8,
 }
 
 /// Invariants that have been broken on the way.
@@ -199,6 +208,8 @@ pub struct Seen {
     pub given_away: bool,
     pub went_on: bool,
     pub record_moved: bool,
+    /// Out of a slice that somebody deleted.
+    pub deleted_moved: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -226,11 +237,12 @@ impl State {
         let inc = |pod: u8| Inc { pod, boot: 0 };
         let lease = |pod| Lease { version: 1, holder: Holder::Lives(inc(pod)) };
         let leases = [lease(0), lease(1)];
+        let first = Observed { object: 0, generation: 1 };
         let shard =
-            |pod, epoch| Shard { version: 1, desired: inc(pod), holder: inc(pod), epoch, observed: 1 };
+            |pod, epoch| Shard { version: 1, desired: inc(pod), holder: inc(pod), epoch, observed: first };
         // The epochs of two shards have nothing to do with each other.
         let shards = [shard(0, 2), shard(1, 1)];
-        let slices = [Slice { generation: 1, has: true }, Slice { generation: 1, has: false }];
+        let slices = [Slice { is: first, has: true }, Slice { is: first, has: false }];
         let worker = |held: usize| {
             let mut known = [None; SHARDS];
             known[held] = Some(slices[held]);

@@ -69,7 +69,7 @@ impl Protocol {
         let busy = worker.session.stage != Stage::None && usize::from(worker.session.shard) == at;
         if let Some(slice) = worker.slices[at] {
             let may = slice.has || !busy || self.mutant == Some(Mutant::AckBeforeEnd);
-            if slice.generation > known.observed && may {
+            if slice.is != known.observed && may {
                 actions.push(Action::Acknowledge(pod, at));
             }
         }
@@ -208,7 +208,7 @@ impl Protocol {
             Action::Read(pod, at) => state.workers[pod].slices[at] = Some(state.slices[at]),
             Action::Acknowledge(pod, at) => {
                 let (known, me) = (state.workers[pod].shards[at], state.inc(pod));
-                let observed = state.workers[pod].slices[at]?.generation;
+                let observed = state.workers[pod].slices[at]?.is;
                 self.write(state, me, at, Shard { observed, ..known });
             }
             Action::HandOver(pod, at) => {

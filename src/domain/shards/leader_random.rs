@@ -20,7 +20,12 @@ enum Happening {
     Elect(Option<usize>),
     Outage(usize),
     Lost(usize),
-    Late,
+    /// What was lost is done now; the watch of slices tells of it, or breaks
+    /// and begins with all there is.
+    Late(bool),
+    /// A slice is deleted by hand and its records are edited; before anybody is
+    /// told, there is another leader.
+    Unseen(usize, usize),
     /// By hand; and the leader is told of it soon, or at once.
     DeleteSlice(usize, bool),
 }
@@ -40,7 +45,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         3 => prop::option::weighted(0.2, 0_usize..20).prop_map(Happening::Elect),
         1 => (1_usize..20).prop_map(Happening::Outage),
         2 => (1_usize..4).prop_map(Happening::Lost),
-        2 => Just(Happening::Late),
+        2 => any::<bool>().prop_map(Happening::Late),
+        2 => (0_usize..20, 0_usize..12).prop_map(|(n, host)| Happening::Unseen(n, host)),
         5 => (0_usize..20, any::<bool>()).prop_map(|(n, told)| Happening::DeleteSlice(n, told)),
     ]
 }
@@ -56,6 +62,7 @@ impl World {
         }
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "what has happened is over")]
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Seconds(count) => self.seconds(count),
@@ -96,12 +103,32 @@ impl World {
                 self.up = true;
             }
             Happening::Lost(count) => self.lost = count,
-            Happening::Late => {
-                self.tell_deletions();
+            Happening::Late(told) => {
+                if told {
+                    self.tell_deletions();
+                }
                 for decree in std::mem::take(&mut self.late) {
                     self.carry_out(&decree);
-                    self.tell(&decree.target());
+                    if told {
+                        self.tell(&decree.target());
+                    }
                 }
+                self.untold.clear();
+                self.leader.hear(self.now, Seen::Shards(self.shards.values().cloned().collect()));
+                self.leader.hear(self.now, Seen::Slices(self.slices.values().cloned().collect()));
+            }
+            Happening::Unseen(n, host) => {
+                if let Some(slice) = self.slices.values().nth(n).cloned() {
+                    for item in slice.items {
+                        if let Some(record) = self.records.get_mut(&item.key) {
+                            record.host = format!("pop{host}.example").into();
+                            record.digest += 10;
+                        }
+                    }
+                    self.delete_slice((slice.shard, slice.number));
+                }
+                self.late.clear();
+                self.elect();
             }
             Happening::DeleteSlice(n, told) => {
                 self.delete_nth_slice(n);
@@ -155,7 +182,7 @@ fn blinded(lagging: &[&str], moved: &mut Vec<RecordKey>) -> World {
             |at: &(ShardId, u32)| world.shards[&at.0].holder.as_ref().map(Incarnation::pod) == Some(*pod);
         let slices: Vec<_> = world.slices.keys().copied().filter(of_pod).collect();
         let gone = world.slices.keys().copied().find(|at| of_pod(at)).expect("a slice");
-        let elsewhere = (1000..).find(|host| {
+        let elsewhere = (1000..10_000).find(|host| {
             let to = mapping_of(&format!("pop{host}.example"));
             let holder = world.shards[&to].holder.as_ref().map(Incarnation::pod);
             holder.is_some_and(|pod| !lagging.contains(&pod))
@@ -191,7 +218,7 @@ fn a_new_leader_adds_nothing_anywhere_that_an_unknown_slice_may_have_had() {
     let others = |at: &&RecordKey| world.polled()[*at].iter().all(|worker| *worker != lagging);
     let known = world.records.keys().find(others).expect("a record of another worker").clone();
     let before = world.leader.place_of(&known).expect("a place");
-    let to = (1000..).find(|host| {
+    let to = (1000..10_000).find(|host| {
         let to = mapping_of(&format!("pop{host}.example"));
         to != before.0 && world.shards[&to].holder.as_ref() != Some(&lagging)
     });
@@ -248,10 +275,63 @@ fn a_creation_that_comes_when_its_slice_was_deleted_again_brings_nothing_back() 
     world.seconds(2);
     let at = (mapping_of("pop0.example"), 0);
     world.delete_slice(at);
-    world.happen(Happening::Late);
+    world.happen(Happening::Late(true));
     assert!(world.slices[&at].items.is_empty());
     world.seconds(2);
     assert!(world.is_complete());
+}
+
+/// Two creations of one slice: the answer to the first is lost, the second is
+/// done. The first one, when the slice is deleted again, is another object.
+fn with_a_late_creation() -> (World, (ShardId, u32)) {
+    let mut world = World::new(2, 0);
+    world.seconds(3);
+    world.lost = 1;
+    world.put(record(0, 0, 1));
+    world.seconds(2);
+    assert_eq!((world.late.len(), world.is_complete()), (1, true));
+    (world, (mapping_of("pop0.example"), 0))
+}
+
+#[test]
+fn a_slice_replaced_while_the_watch_was_broken_is_not_the_one_that_was_known() {
+    let (mut world, at) = with_a_late_creation();
+    let old = world.shards[&at.0].holder.clone().expect("a holder");
+    let (n, moved) = mover(&world);
+    world.hand(old.pod()).lags = true;
+    world.delete_slice(at);
+    world.happen(Happening::Late(false));
+    world.put(moved);
+    world.seconds(3);
+    assert_eq!(world.polled()[&key(n)], BTreeSet::from([old.clone()]));
+    world.hand(old.pod()).lags = false;
+    world.seconds(2);
+    assert!(world.is_complete());
+    assert_ne!(world.polled()[&key(n)], BTreeSet::from([old]));
+}
+
+#[test]
+fn what_an_old_creation_names_as_removed_stays_where_it_is_by_now() {
+    let (mut world, at) = with_a_late_creation();
+    // The creation that is lost names the record, which the slice had before.
+    world.late.clear();
+    world.lost = 1;
+    let (n, moved) = mover(&world);
+    world.delete_slice(at);
+    world.put(moved);
+    world.tell_deletions();
+    world.lead();
+    world.seconds(3);
+    let there = world.polled()[&key(n)].clone();
+    assert!(world.is_complete() && world.leader.place_of(&key(n)).is_some_and(|(shard, _)| shard != at.0));
+    let old = world.shards[&at.0].holder.clone().expect("a holder");
+    assert_ne!(there, BTreeSet::from([old.clone()]));
+    world.hand(old.pod()).lags = true;
+    world.delete_slice(at);
+    world.happen(Happening::Late(true));
+    assert_eq!(world.slices[&at].removed, [key(n)]);
+    world.seconds(3);
+    assert_eq!(world.polled().get(&key(n)), Some(&there));
 }
 
 /// A worker cannot take a shard in before all its slices are there, those

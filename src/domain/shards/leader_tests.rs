@@ -8,6 +8,7 @@ const SHARDS: u16 = 16;
 
 /// A worker that does what the protocol asks of it, by what it has read: as
 /// `worker::driver` does it.
+#[allow(clippy::struct_excessive_bools, reason = "troubles that come and go, each by itself")]
 struct Hand {
     me: Incarnation,
     alive: bool,

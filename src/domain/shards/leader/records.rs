@@ -293,7 +293,7 @@ impl Records {
             let may = if record.places.is_empty() {
                 record.leaving.iter().all(here) && !blind.iter().any(elsewhere)
             } else {
-                record.places.iter().all(here)
+                record.places.iter().all(here) && record.leaving.iter().all(here)
             };
             may.then(|| Wanted {
                 record: *number,
