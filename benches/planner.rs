@@ -149,7 +149,7 @@ fn leaders(c: &mut Criterion) {
                     leader.hear(Boot(1), Seen::Records(all));
                     leader.hear(Boot(1), Seen::Slices(Vec::new()));
                     leader.hear(Boot(1), Seen::Shards(Vec::new()));
-                    leader.hear(Boot(2), Seen::Leases { sent: Boot(1), leases: Vec::new() });
+                    leader.hear(Boot(2), Seen::Leases { sent: Boot(1), leases: Vec::new(), leader: String::new() });
                     black_box(leader.decide(Boot(2)));
                     leader
                 },

@@ -1,5 +1,6 @@
-//! What the leader's machine is fed with: shards, slices and leases, watched
-//! or read only while this process leads.
+//! What the leader's machine is fed with: shards and slices, watched only while
+//! this process leads, and leases, which are read all the time, so that who
+//! takes the lead over has counted already.
 
 use std::time::Duration;
 
@@ -11,16 +12,17 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 
 use super::watch::{Watching, causes};
 use super::work::{shard_seen, slice_seen};
 use crate::api::{RpopShard, RpopWorkSlice};
 use crate::domain::shards::leader::{LeaseSeen, Seen};
+use crate::domain::shards::timing::Boot;
 use crate::domain::shards::{LeaseHolder, ShardId};
 use crate::k8s::client::{REQUEST_DEADLINE, boot_now};
-use crate::k8s::error::within;
-use crate::k8s::lease::{COMPONENT_LABEL, WORKER, WorkerLease};
+use crate::k8s::error::{ApiError, within};
+use crate::k8s::lease::{COMPONENT_LABEL, CONTROLLER, LEADER_LEASE, WORKER, WorkerLease};
 
 /// What waits to be heard.
 const QUEUE: usize = 1024;
@@ -34,12 +36,32 @@ pub(super) struct Source {
     pub(super) read_every: Duration,
 }
 
-/// Starts to read; ends with `tasks`.
+/// Reads of leases at once: the second where the first is late, since a
+/// request may be lost in a connection.
+const READS: usize = 2;
+
+/// Starts to watch; ends with `tasks`.
 pub(super) fn start(source: &Source, tasks: &mut JoinSet<()>) -> mpsc::Receiver<Seen> {
     let (heard, receiver) = mpsc::channel(QUEUE);
-    tasks.spawn(shards(source.clone(), heard.clone()));
     tasks.spawn(slices(source.clone(), heard.clone()));
-    tasks.spawn(leases(source.clone(), heard));
+    let source = source.clone();
+    tasks.spawn(async move {
+        // Before the shards, without which nothing is decided.
+        if let Some(pods) = expected(&source).await
+            && !tell(&heard, Some(Seen::Expected(pods))).await
+        {
+            return;
+        }
+        shards(source, heard).await;
+    });
+    receiver
+}
+
+/// Starts to read the leases; ends with `tasks`. Each read comes with when it
+/// ended: it may wait before it is heard.
+pub(super) fn read_leases(source: Source, tasks: &mut JoinSet<()>) -> mpsc::Receiver<(Boot, Seen)> {
+    let (heard, receiver) = mpsc::channel(QUEUE);
+    tasks.spawn(leases(source, heard));
     receiver
 }
 
@@ -71,7 +93,7 @@ async fn shards(source: Source, heard: mpsc::Sender<Seen>) {
                 let name = kube::Resource::meta(&object).name.as_deref().unwrap_or("");
                 ShardId::parse(name).map(Seen::ShardGone)
             }
-            None => Some(Seen::Gap),
+            None => None,
         };
         if !tell(&heard, seen).await {
             return;
@@ -107,7 +129,7 @@ async fn slices(source: Source, heard: mpsc::Sender<Seen>) {
                 let name = kube::Resource::meta(&object).name.as_deref().unwrap_or("");
                 ShardId::parse_slice(name).map(|(shard, number)| Seen::SliceGone(shard, number))
             }
-            None => Some(Seen::Gap),
+            None => None,
         };
         if !tell(&heard, seen).await {
             return;
@@ -115,44 +137,69 @@ async fn slices(source: Source, heard: mpsc::Sender<Seen>) {
     }
 }
 
-/// Lists the leases of workers again and again: a watch that is silent says
-/// nothing of those that are silent, too.
-async fn leases(source: Source, heard: mpsc::Sender<Seen>) {
-    let api: Api<Lease> = Api::namespaced(source.client.clone(), &source.system);
-    let params = ListParams::default().labels(&format!("{COMPONENT_LABEL}={WORKER}"));
-    if let Some(pods) = expected(&source).await
-        && !tell(&heard, Some(Seen::Expected(pods))).await
-    {
-        return;
-    }
-    let mut ticks = interval(source.read_every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Lists the leases again and again: a watch that is silent says nothing of
+/// those that are silent, too.
+async fn leases(source: Source, heard: mpsc::Sender<(Boot, Seen)>) {
+    let mut reads: JoinSet<(Boot, Boot, Result<Seen, ApiError>)> = JoinSet::new();
     let mut said: Option<Instant> = None;
+    let mut last: Option<Instant> = None;
+    // The API server may ask for patience.
+    let mut patience = Instant::now();
     loop {
-        ticks.tick().await;
-        let sent = boot_now();
-        let seen = match within(REQUEST_DEADLINE, api.list(&params)).await {
-            Ok(list) => {
-                said = None;
-                let leases = list.items.iter().map(|lease| lease_seen(&WorkerLease::read(lease))).collect();
-                Seen::Leases { sent, leases }
+        let pause = if reads.is_empty() { source.read_every } else { source.read_every * 2 };
+        let due = last.map_or(patience, |last| (last + pause).max(patience));
+        tokio::select! {
+            () = sleep_until(due), if reads.len() < READS => {
+                reads.spawn(read(source.clone()));
+                last = Some(Instant::now());
             }
-            Err(error) => {
-                if said.is_none_or(|before| before.elapsed() > Duration::from_secs(30)) {
-                    said = Some(Instant::now());
-                    tracing::warn!(
-                        reason = error.reason(),
-                        "the workers' leases cannot be read: {}",
-                        causes(&error)
-                    );
+            Some(Ok((sent, ended, result))) = reads.join_next() => {
+                let seen = match result {
+                    Ok(seen) => {
+                        said = None;
+                        seen
+                    }
+                    Err(error) => {
+                        patience = Instant::now() + error.retry_after().unwrap_or_default();
+                        if said.is_none_or(|before| before.elapsed() > Duration::from_secs(30)) {
+                            said = Some(Instant::now());
+                            tracing::warn!(
+                                reason = error.reason(),
+                                "the workers' leases cannot be read: {}",
+                                causes(&error)
+                            );
+                        }
+                        Seen::Unread { sent }
+                    }
+                };
+                if heard.send((ended, seen)).await.is_err() {
+                    return;
                 }
-                Seen::Gap
             }
-        };
-        if !tell(&heard, Some(seen)).await {
-            return;
         }
     }
+}
+
+/// One read: when it was sent, when it ended, and what it showed.
+async fn read(source: Source) -> (Boot, Boot, Result<Seen, ApiError>) {
+    let api: Api<Lease> = Api::namespaced(source.client, &source.system);
+    let params = ListParams::default().labels(&format!("{COMPONENT_LABEL} in ({WORKER},{CONTROLLER})"));
+    let sent = boot_now();
+    let result = within(REQUEST_DEADLINE, api.list(&params)).await;
+    let result = result.map(|list| {
+        let mut leader = String::new();
+        let mut leases = Vec::with_capacity(list.items.len());
+        for lease in list.items {
+            let lease = WorkerLease::read(&lease);
+            if lease.name == LEADER_LEASE {
+                leader = lease.version;
+            } else {
+                leases.push(lease_seen(&lease));
+            }
+        }
+        Seen::Leases { sent, leases, leader }
+    });
+    (sent, boot_now(), result)
 }
 
 /// How many pods of workers there are: so many may be about to come.

@@ -251,6 +251,12 @@ impl World {
         panic!("the leader never comes to an end: {:?}", &self.log[self.log.len() - 3..]);
     }
 
+    /// A read that is answered at once. The leader has just renewed its own.
+    fn read(&mut self) -> Seen {
+        let leader = self.next();
+        Seen::Leases { sent: self.now, leases: self.leases.values().cloned().collect(), leader }
+    }
+
     fn tell(&mut self, target: &Target) {
         let seen = match target {
             Target::Lease(name) => self.leases.get(name).cloned().map(Seen::Lease),
@@ -349,11 +355,7 @@ impl World {
             self.now = self.now.after(Duration::from_millis(500));
             self.renew();
             self.work();
-            let seen = if self.up {
-                Seen::Leases { sent: self.now, leases: self.leases.values().cloned().collect() }
-            } else {
-                Seen::Gap
-            };
+            let seen = if self.up { self.read() } else { Seen::Unread { sent: self.now } };
             self.leader.hear(self.now, seen);
             self.lead();
             self.work();
@@ -447,7 +449,7 @@ fn another_holder_in_a_lease_read_before_the_shard_proves_nothing() {
     world.now = world.now.after(Duration::from_millis(10));
     world.log.clear();
     world.elect();
-    world.leader.hear(world.now, Seen::Leases { sent, leases: old });
+    world.leader.hear(world.now, Seen::Leases { sent, leases: old, leader: String::new() });
     assert_eq!(world.leader.decide(world.now), []);
     world.seconds(5);
     assert_eq!(world.count(|decree| matches!(decree, Decree::GiveAway { .. })), 0);
@@ -479,9 +481,8 @@ fn an_outage_is_not_followed_by_a_mass_steal() {
     // Nor is a pause of the leader, in which it heard nothing of renewals.
     world.now = world.now.after(Duration::from_secs(100));
     assert_eq!(world.leader.decide(world.now), []);
-    let leases = world.leases.values().cloned().collect();
-    let now = world.now;
-    world.leader.hear(now, Seen::Leases { sent: now, leases });
+    let (now, read) = (world.now, world.read());
+    world.leader.hear(now, read);
     assert_eq!(world.leader.decide(now), []);
     world.seconds(10);
     assert_eq!(world.log, []);
@@ -508,8 +509,8 @@ fn a_new_worker_gets_its_share_a_few_shards_at_a_time() {
     world.seconds(3);
     world.join("w9", 1);
     world.renew();
-    let leases = world.leases.values().cloned().collect();
-    world.leader.hear(world.now, Seen::Leases { sent: world.now, leases });
+    let read = world.read();
+    world.leader.hear(world.now, read);
     let moves = world.leader.decide(world.now);
     assert!((1..=MOST_BALANCING).contains(&moves.len()), "{moves:?}");
     for decree in &moves {
