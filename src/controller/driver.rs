@@ -157,21 +157,21 @@ impl Driver {
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         for notice in notices {
             match notice {
-                Sight::Blind { cause, since, slowest, failed } => tracing::warn!(
+                Sight::Doubtful { cause, since, slowest, failed } => tracing::warn!(
                     reason = cause.reason(),
                     for_ms = millis(since),
                     slowest_read_ms = millis(slowest),
                     failed_reads = failed,
-                    "whether workers live cannot be seen: no worker is taken for dead, and then the \
-                     count starts afresh"
+                    "it is not sure whether workers could renew their leases: those that are dead are \
+                     noticed later"
                 ),
                 Sight::SetBack(cause) => self.figures.set_back(cause),
                 Sight::Over { lasted, times, slowest, failed } => tracing::info!(
                     lasted_ms = millis(lasted),
-                    afresh = times,
+                    set_back = times,
                     slowest_read_ms = millis(slowest),
                     failed_reads = failed,
-                    "whether workers live can be seen again"
+                    "workers can renew their leases again, for all that is seen"
                 ),
             }
         }

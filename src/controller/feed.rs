@@ -2,6 +2,7 @@
 //! this process leads, and leases, which are read all the time, so that who
 //! takes the lead over has counted already.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -12,7 +13,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::watch::{Watching, causes};
 use super::work::{shard_seen, slice_seen};
@@ -34,6 +35,8 @@ pub(super) struct Source {
     pub(super) system: std::sync::Arc<str>,
     pub(super) streaming: bool,
     pub(super) read_every: Duration,
+    /// A read that is not answered then is told to be late.
+    pub(super) late_after: Duration,
 }
 
 /// Reads of leases at once: the second where the first is late, since a
@@ -140,7 +143,7 @@ async fn slices(source: Source, heard: mpsc::Sender<Seen>) {
 /// Lists the leases again and again: a watch that is silent says nothing of
 /// those that are silent, too.
 async fn leases(source: Source, heard: mpsc::Sender<(Boot, Seen)>) {
-    let mut reads: JoinSet<(Boot, Boot, Result<Seen, ApiError>)> = JoinSet::new();
+    let mut reads: JoinSet<Result<(), ApiError>> = JoinSet::new();
     let mut said: Option<Instant> = None;
     let mut last: Option<Instant> = None;
     // The API server may ask for patience.
@@ -150,56 +153,66 @@ async fn leases(source: Source, heard: mpsc::Sender<(Boot, Seen)>) {
         let due = last.map_or(patience, |last| (last + pause).max(patience));
         tokio::select! {
             () = sleep_until(due), if reads.len() < READS => {
-                reads.spawn(read(source.clone()));
+                reads.spawn(read(source.clone(), heard.clone()));
                 last = Some(Instant::now());
             }
-            Some(Ok((sent, ended, result))) = reads.join_next() => {
-                let seen = match result {
-                    Ok(seen) => {
-                        said = None;
-                        seen
+            Some(Ok(result)) = reads.join_next() => match result {
+                Ok(()) => said = None,
+                Err(error) => {
+                    patience = Instant::now() + error.retry_after().unwrap_or_default();
+                    if said.is_none_or(|before| before.elapsed() > Duration::from_secs(30)) {
+                        said = Some(Instant::now());
+                        tracing::warn!(
+                            reason = error.reason(),
+                            "the workers' leases cannot be read: {}",
+                            causes(&error)
+                        );
                     }
-                    Err(error) => {
-                        patience = Instant::now() + error.retry_after().unwrap_or_default();
-                        if said.is_none_or(|before| before.elapsed() > Duration::from_secs(30)) {
-                            said = Some(Instant::now());
-                            tracing::warn!(
-                                reason = error.reason(),
-                                "the workers' leases cannot be read: {}",
-                                causes(&error)
-                            );
-                        }
-                        Seen::Unread { sent }
-                    }
-                };
-                if heard.send((ended, seen)).await.is_err() {
-                    return;
                 }
-            }
+            },
+            () = heard.closed() => return,
         }
     }
 }
 
-/// One read: when it was sent, when it ended, and what it showed.
-async fn read(source: Source) -> (Boot, Boot, Result<Seen, ApiError>) {
+/// One read, and what is to be heard of it.
+async fn read(source: Source, heard: mpsc::Sender<(Boot, Seen)>) -> Result<(), ApiError> {
     let api: Api<Lease> = Api::namespaced(source.client, &source.system);
     let params = ListParams::default().labels(&format!("{COMPONENT_LABEL} in ({WORKER},{CONTROLLER})"));
     let sent = boot_now();
-    let result = within(REQUEST_DEADLINE, api.list(&params)).await;
-    let result = result.map(|list| {
-        let mut leader = String::new();
-        let mut leases = Vec::with_capacity(list.items.len());
-        for lease in list.items {
-            let lease = WorkerLease::read(&lease);
-            if lease.name == LEADER_LEASE {
-                leader = lease.version;
-            } else {
-                leases.push(lease_seen(&lease));
+    let mut answer = pin!(within(REQUEST_DEADLINE, api.list(&params)));
+    let in_time = timeout(source.late_after, &mut answer).await;
+    let late = in_time.is_err();
+    if late {
+        drop(heard.send((boot_now(), Seen::Unread { sent })).await);
+    }
+    let result = match in_time {
+        Ok(result) => result,
+        Err(_) => answer.await,
+    };
+    let ended = boot_now();
+    match result {
+        Ok(list) => drop(heard.send((ended, leases_seen(sent, &list.items))).await),
+        Err(error) => {
+            if !late {
+                drop(heard.send((ended, Seen::Unread { sent })).await);
             }
+            return Err(error);
         }
-        Seen::Leases { sent, leases, leader }
-    });
-    (sent, boot_now(), result)
+    }
+    Ok(())
+}
+
+fn leases_seen(sent: Boot, list: &[Lease]) -> Seen {
+    let (mut leases, mut leader) = (Vec::with_capacity(list.len()), String::new());
+    for lease in list.iter().map(WorkerLease::read) {
+        if lease.name == LEADER_LEASE {
+            leader = lease.version;
+        } else {
+            leases.push(lease_seen(&lease));
+        }
+    }
+    Seen::Leases { sent, leases, leader }
 }
 
 /// How many pods of workers there are: so many may be about to come.

@@ -81,6 +81,7 @@ pub async fn run(
         system: Arc::clone(&cluster.namespace),
         streaming,
         read_every,
+        late_after: workers.late_after(),
     };
     let mut leases = feed::read_leases(source.clone(), &mut tasks);
     loop {

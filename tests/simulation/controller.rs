@@ -123,7 +123,26 @@ impl Sim {
             return;
         }
         self.controllers[at].next_read = self.now + self.read_every();
-        self.controller_request(at, 5_000, Wanted::Leases { sent }, Call::Leases);
+        self.controller_request(at, 5_000, Wanted::Leases { sent, late: false }, Call::Leases);
+    }
+
+    fn tell_late_reads(&mut self, at: usize) {
+        let limit = Workers::new(self.timing).late_after();
+        let controller = &mut self.controllers[at];
+        let now = controller.clock.at(self.now);
+        let mut late_ones = Vec::new();
+        for wanted in controller.pending.values_mut() {
+            if let Wanted::Leases { sent, late } = wanted
+                && !*late
+                && now.since(*sent) >= limit
+            {
+                *late = true;
+                late_ones.push(*sent);
+            }
+        }
+        for sent in late_ones {
+            self.leader_hears(at, Seen::Unread { sent });
+        }
     }
 
     fn controller_request(&mut self, at: usize, deadline: u64, wanted: Wanted, call: Call) {
@@ -149,6 +168,7 @@ impl Sim {
                 if self.now >= self.controllers[at].next_read {
                     self.read_leases(at);
                 }
+                self.tell_late_reads(at);
                 let (now, clock) = (self.now, self.controllers[at].clock);
                 if let Some(workers) = &mut self.controllers[at].workers {
                     workers.look(clock.at(now));
@@ -164,7 +184,10 @@ impl Sim {
             Inbound::Timeout(id) => {
                 if let Some(wanted) = self.controllers[at].pending.remove(&id) {
                     match wanted {
-                        Wanted::Leases { sent } => self.leader_hears(at, Seen::Unread { sent }),
+                        Wanted::Leases { late: true, .. } => {}
+                        Wanted::Leases { sent, late: false } => {
+                            self.leader_hears(at, Seen::Unread { sent });
+                        }
                         Wanted::All => {
                             self.controllers[at].watching = false;
                             let who = Who::Controller(at, self.controllers[at].life);
@@ -190,7 +213,7 @@ impl Sim {
 
     fn controller_answered(&mut self, at: usize, wanted: Wanted, answered: Answered) {
         match (wanted, answered) {
-            (Wanted::Leases { sent }, Answered::Leases(leases, leader)) => {
+            (Wanted::Leases { sent, .. }, Answered::Leases(leases, leader)) => {
                 self.leader_hears(at, Seen::Leases { sent, leases, leader });
             }
             (Wanted::All, Answered::All(shards, slices)) => {

@@ -145,7 +145,11 @@ pub struct Controller {
 /// What a controller waits for.
 #[derive(Clone)]
 pub enum Wanted {
-    Leases { sent: Boot },
+    Leases {
+        sent: Boot,
+        /// It was told to be late.
+        late: bool,
+    },
     All,
     Done(Decree),
 }

@@ -121,7 +121,8 @@ pub enum Seen {
         /// be written.
         leader: String,
     },
-    /// Such a read failed.
+    /// Such a read failed, or is not answered within [`Workers::late_after`];
+    /// once for each.
     Unread {
         /// When the request was sent.
         sent: Boot,

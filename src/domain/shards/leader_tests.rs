@@ -7,6 +7,7 @@ use crate::domain::shards::mapping::host_hash;
 
 const TIMING: Timing = Timing::FAST;
 const SHARDS: u16 = 16;
+const CONFIG: Config = Config { shards: SHARDS, timing: TIMING };
 
 /// A worker that does what the protocol asks of it, by what it has read.
 struct Hand {
@@ -109,7 +110,12 @@ impl World {
 
     /// A new leader, which knows nothing.
     fn elect(&mut self) {
-        self.leader = Leader::new(Config { shards: SHARDS, timing: TIMING });
+        self.elect_with(Workers::new(TIMING));
+    }
+
+    /// One that has counted.
+    fn elect_with(&mut self, workers: Workers) {
+        self.leader = Leader::resume(CONFIG, workers);
         let (shards, slices) =
             (self.shards.values().cloned().collect(), self.slices.values().cloned().collect());
         self.leader.hear(self.now, Seen::Records(self.records.values().cloned().collect()));
@@ -423,6 +429,51 @@ fn a_dead_worker_is_taken_for_dead_after_d_and_not_before() {
     assert!(matches!(world.log[0], Decree::StealLease { .. }), "first of all the lease: {:?}", world.log[0]);
     assert!(world.is_complete());
     assert_eq!(world.held("w1"), 0);
+}
+
+/// Of an object that cannot be written nothing follows for workers.
+#[test]
+fn writes_that_fail_delay_no_fail_over() {
+    let mut world = World::new(3, 100);
+    world.seconds(3);
+    world.lost = usize::MAX;
+    world.hand("w1").alive = false;
+    for second in 0..9 {
+        world.put(record(second, second, 7));
+        world.second();
+    }
+    assert!(!world.late.is_empty());
+    assert_eq!(world.steals(), 1);
+}
+
+/// What was counted before counts for the next leader, if it is the same
+/// process or has read as well.
+#[test]
+fn a_new_term_counts_on() {
+    let mut world = World::new(3, 100);
+    world.seconds(3);
+    world.hand("w1").alive = false;
+    world.seconds(6);
+    let before = std::mem::replace(&mut world.leader, Leader::new(CONFIG));
+    world.elect_with(before.into_workers());
+    world.seconds(1);
+    assert_eq!(world.steals(), 0);
+    world.seconds(2);
+    assert_eq!(world.steals(), 1);
+    assert!(world.is_complete());
+}
+
+#[test]
+fn an_answer_that_was_overtaken_takes_nothing_back() {
+    let mut world = World::new(3, 100);
+    world.seconds(3);
+    let old = world.read();
+    world.join("w9", 1);
+    world.seconds(3);
+    world.log.clear();
+    world.leader.hear(world.now, old);
+    assert_eq!(world.leader.decide(world.now), []);
+    assert!(world.held("w9") > 0);
 }
 
 #[test]

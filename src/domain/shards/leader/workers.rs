@@ -72,6 +72,12 @@ impl Workers {
         (self.timing.dead_after / 15).min(SELDOM)
     }
 
+    /// A read that is not answered within that counts as failed, though its
+    /// answer may still tell of Leases.
+    pub fn late_after(&self) -> Duration {
+        self.evidence.good_for()
+    }
+
     /// Hears of Leases; of anything else nothing.
     pub fn hear(&mut self, now: Boot, seen: Seen) {
         match seen {
@@ -89,7 +95,7 @@ impl Workers {
 
     /// What people should know of the reads since the last call.
     pub fn take_notices(&mut self) -> Vec<Sight> {
-        self.evidence.take_notices()
+        self.evidence.take_told()
     }
 
     /// Another term: of the last one only the counts remain.
@@ -159,7 +165,7 @@ impl Workers {
     /// Leases whose workers have not renewed them for D. That they still have
     /// not is proved by the write that takes them.
     pub(super) fn dead(&self, now: Boot) -> Vec<(&LeaseSeen, &Incarnation)> {
-        if !self.evidence.is_current(now) {
+        if !self.evidence.is_clear(now) {
             return Vec::new();
         }
         let silent = |lease: &&Lease| now.since(lease.since) >= self.timing.dead_after;
@@ -247,7 +253,7 @@ impl Workers {
             None => {
                 let since = *self.missing.entry(holder.clone()).or_insert(now);
                 // No write to a Lease proves it here: a read has to.
-                self.evidence.is_current(now) && self.is_read_since(since.after(self.timing.dead_after))
+                self.evidence.is_clear(now) && self.is_read_since(since.after(self.timing.dead_after))
             }
         }
     }
