@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::api::{RpopDomain, RpopRecord, RpopSettings};
+use crate::k8s::error::patience;
 
 /// Changes that wait to be taken in; then the watches wait.
 const QUEUE: usize = 1024;
@@ -74,6 +75,8 @@ pub(super) struct Watching<K> {
     kind: String,
     /// When a failure was logged last.
     said: Option<Instant>,
+    /// The API server has asked for patience.
+    not_before: Option<Instant>,
 }
 
 impl<K> Watching<K>
@@ -91,12 +94,20 @@ where
                 annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
             }
         });
-        Self { stream: stream.default_backoff().boxed(), kind: K::kind(&()).into_owned(), said: None }
+        Self {
+            stream: stream.default_backoff().boxed(),
+            kind: K::kind(&()).into_owned(),
+            said: None,
+            not_before: None,
+        }
     }
 
     /// The next event; `None` if the watch failed, which is logged. It is tried
     /// again, after a pause.
     pub(super) async fn next(&mut self) -> Option<Event<K>> {
+        if let Some(then) = self.not_before.take() {
+            tokio::time::sleep_until(then).await;
+        }
         match self.stream.next().await? {
             Ok(event) => {
                 if matches!(event, Event::InitDone) && self.said.take().is_some() {
@@ -105,6 +116,7 @@ where
                 Some(event)
             }
             Err(error) => {
+                self.not_before = patience(&error).map(|asked| Instant::now() + asked);
                 if self.said.is_none_or(|before| before.elapsed() > SAID) {
                     self.said = Some(Instant::now());
                     tracing::warn!(

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use crate::domain::text::shown;
+use crate::k8s::error::patience;
 
 /// What a watch shows.
 #[derive(Clone, Debug)]
@@ -103,6 +104,9 @@ pub(super) async fn watch<K, T>(
                     tracing::debug!("{what} are not watched: {}", shown(error.to_string()));
                 } else {
                     tracing::warn!("{what} are not watched just now: {}", shown(error.to_string()));
+                }
+                if let Some(asked) = patience(&error) {
+                    tokio::time::sleep(asked).await;
                 }
                 continue;
             }
