@@ -2,7 +2,7 @@
 //! worker comes or goes, how even it is; and what a leader needs for all its
 //! records. Prints a table, then measures times.
 
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::hint::black_box;

@@ -121,12 +121,12 @@ impl ApiError {
 /// server said so: it does while it makes its caches, and when it is busy. At
 /// most half a minute.
 pub fn patience(error: &watcher::Error) -> Option<Duration> {
-    let status = match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status,
-        watcher::Error::WatchError(status) => status,
-        _ => return None,
+    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+    | watcher::Error::WatchFailed(kube::Error::Api(status))
+    | watcher::Error::WatchError(status)) = error
+    else {
+        return None;
     };
     of_status(status).retry_after().map(|asked| asked.min(Duration::from_secs(30)))
 }

@@ -330,10 +330,7 @@ mod tests {
         let mut evidence = evidence();
         evidence.failed(Boot(10_510), Boot(10_500));
         assert!(!evidence.is_clear(Boot(10_510)), "not before the next good read");
-        assert_eq!(
-            evidence.heard(Boot(11_000), Boot(10_950), true),
-            Meaning::Less(Duration::from_millis(4_000))
-        );
+        assert_eq!(evidence.heard(Boot(11_000), Boot(10_950), true), Meaning::Less(Duration::from_secs(4)));
         well(&mut evidence, 11_500, 20_000);
         let told = evidence.take_told();
         let failed = |sight: &Sight| matches!(sight, Sight::Doubtful { cause: Cause::Failed, failed: 1, .. });
