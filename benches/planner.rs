@@ -2,17 +2,21 @@
 //! worker comes or goes, how even it is; and what a leader needs for all its
 //! records. Prints a table, then measures times.
 
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use rpop::domain::shards::leader::{Config, Leader, RecordSeen, Seen};
+use rpop::domain::shards::leader::{
+    Answer, Config, Decree, ItemSeen, Leader, LeaseSeen, RecordSeen, Seen, ShardSeen, SliceSeen,
+};
 use rpop::domain::shards::mapping::{Scale, host_hash, shard};
 use rpop::domain::shards::placement::{Role, Shard, View, Worker, plan};
 use rpop::domain::shards::timing::{Boot, Timing};
-use rpop::domain::shards::{Incarnation, ShardId};
+use rpop::domain::shards::{Incarnation, LeaseHolder, ShardId};
 use rpop::domain::work::RecordKey;
 use tokio::time::Instant;
 
@@ -122,6 +126,7 @@ fn seen(rank: u64, n: u64) -> RecordSeen {
 
 fn plans(c: &mut Criterion) {
     table();
+    decisions();
     let mut group = c.benchmark_group("plan");
     group.sample_size(20);
     for (records, workers, shards) in SIZES {
@@ -149,7 +154,10 @@ fn leaders(c: &mut Criterion) {
                     leader.hear(Boot(1), Seen::Records(all));
                     leader.hear(Boot(1), Seen::Slices(Vec::new()));
                     leader.hear(Boot(1), Seen::Shards(Vec::new()));
-                    leader.hear(Boot(2), Seen::Leases { sent: Boot(1), leases: Vec::new() });
+                    leader.hear(
+                        Boot(2),
+                        Seen::Leases { sent: Boot(1), leases: Vec::new(), leader: String::new() },
+                    );
                     black_box(leader.decide(Boot(2)));
                     leader
                 },
@@ -158,6 +166,172 @@ fn leaders(c: &mut Criterion) {
         });
     }
     group.finish();
+}
+
+/// An API server that does what it is told, and workers that acknowledge.
+struct World {
+    now: u64,
+    version: u64,
+    leader: Leader,
+    workers: usize,
+    records: BTreeMap<RecordKey, RecordSeen>,
+    shards: BTreeMap<ShardId, ShardSeen>,
+    slices: BTreeMap<(ShardId, u32), SliceSeen>,
+    took: Vec<Duration>,
+}
+
+impl World {
+    fn settled(records: u64, workers: usize, shards: u16) -> Self {
+        let leader = Leader::new(Config { shards, timing: Timing::DEFAULT });
+        let all = hosts(records).flat_map(|(rank, size)| (0..size).map(move |n| seen(rank, n)));
+        let mut world = Self {
+            now: 1_000,
+            version: 1,
+            leader,
+            workers,
+            records: all.map(|record| (record.key.clone(), record)).collect(),
+            shards: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            took: Vec::new(),
+        };
+        let all = world.records.values().cloned().collect();
+        world.hear(Seen::Records(all));
+        world.hear(Seen::Slices(Vec::new()));
+        world.hear(Seen::Shards(Vec::new()));
+        for _ in 0..60 {
+            world.second();
+        }
+        world
+    }
+
+    fn hear(&mut self, seen: Seen) {
+        self.leader.hear(Boot(self.now), seen);
+    }
+
+    fn second(&mut self) {
+        self.now += 1_000;
+        let leases = (0..self.workers).map(|n| {
+            let worker = Incarnation::new(&format!("w{n}"), 1);
+            LeaseSeen {
+                name: format!("rpop-worker-w{n}").into(),
+                version: (self.now + n as u64).to_string(),
+                holder: LeaseHolder::Worker(worker),
+                leaving: false,
+                capacity: 256,
+                load: BTreeMap::new(),
+            }
+        });
+        let (leases, sent) = (leases.collect(), Boot(self.now));
+        self.hear(Seen::Leases { sent, leases, leader: self.now.to_string() });
+        while self.decide() > 0 {}
+    }
+
+    /// One decision, measured, and what comes of it.
+    fn decide(&mut self) -> usize {
+        let start = Instant::now();
+        let decrees = self.leader.decide(Boot(self.now));
+        self.took.push(start.elapsed());
+        for decree in &decrees {
+            self.version += 1;
+            let seen = self.obey(decree);
+            self.hear(seen);
+            self.hear(Seen::Answered { target: decree.target(), answer: Answer::Done });
+        }
+        decrees.len()
+    }
+
+    fn edit(&mut self, key: &RecordKey) {
+        let record = self.records.get_mut(key).unwrap();
+        record.digest += 1 << 40;
+        let record = record.clone();
+        self.hear(Seen::Record(record));
+    }
+
+    fn obey(&mut self, decree: &Decree) -> Seen {
+        let version = self.version.to_string();
+        let shard = match decree {
+            Decree::CreateShard(id) => ShardSeen {
+                id: *id,
+                version,
+                desired: None,
+                holder: None,
+                epoch: 0,
+                slices: 0,
+                observed: BTreeMap::new(),
+            },
+            Decree::SetDesired { shard, desired, slices, .. } => {
+                let before = self.shards[shard].clone();
+                // The holder hands over at once.
+                let holder = before.holder.and(desired.clone());
+                ShardSeen { version, desired: desired.clone(), holder, slices: *slices, ..before }
+            }
+            Decree::GiveAway { shard, holder, epoch, .. } => ShardSeen {
+                version,
+                holder: Some(holder.clone()),
+                epoch: *epoch,
+                ..self.shards[shard].clone()
+            },
+            Decree::WriteSlice { shard, number, items, removed, .. } => {
+                let item = |(key, factor): &(RecordKey, u32)| {
+                    let record = &self.records[key];
+                    ItemSeen { key: key.clone(), uid: record.uid, digest: record.digest, factor: *factor }
+                };
+                let slice = SliceSeen {
+                    shard: *shard,
+                    number: *number,
+                    version,
+                    uid: Arc::from("slice"),
+                    generation: self.slices.get(&(*shard, *number)).map_or(0, |slice| slice.generation) + 1,
+                    items: items.iter().map(item).collect(),
+                    removed: removed.clone(),
+                };
+                self.slices.insert((*shard, *number), slice.clone());
+                return Seen::Slice(slice);
+            }
+            Decree::StealLease { .. } | Decree::DeleteLease { .. } => panic!("{decree:?}"),
+        };
+        self.shards.insert(shard.id, shard.clone());
+        Seen::Shard(shard)
+    }
+}
+
+/// How long one decision takes once all is in its place. A leader decides
+/// after whatever it hears, and after each read of the leases.
+fn decisions() {
+    let millis = |took: &Duration| took.as_secs_f64() * 1e3;
+    println!("| records | workers | shards | nothing to do | a record is edited | all records are: most |");
+    println!("|---:|---:|---:|---:|---:|---:|");
+    for (records, workers, shards) in [(10_000, 10, 256), (100_000, 100, 1024)] {
+        let mut world = World::settled(records, workers, shards);
+        let median = |took: &mut Vec<Duration>| {
+            took.sort_unstable();
+            took.get(took.len() / 2).map_or(0.0, millis)
+        };
+        world.took.clear();
+        for _ in 0..20 {
+            world.decide();
+        }
+        let nothing = median(&mut std::mem::take(&mut world.took));
+        let keys: Vec<RecordKey> = world.records.keys().cloned().collect();
+        let mut edits = Vec::new();
+        for key in keys.iter().step_by(keys.len() / 20) {
+            world.edit(key);
+            world.took.clear();
+            world.decide();
+            edits.append(&mut world.took);
+            world.second();
+        }
+        world.took.clear();
+        for key in &keys {
+            world.edit(key);
+        }
+        world.second();
+        let most = world.took.iter().max().map_or(0.0, millis);
+        println!(
+            "| {records} | {workers} | {shards} | {nothing:.2} ms | {:.2} ms | {most:.2} ms |",
+            median(&mut edits)
+        );
+    }
 }
 
 criterion_group!(benches, plans, leaders);

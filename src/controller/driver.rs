@@ -21,7 +21,7 @@ use super::take::Listings;
 use super::work::Work;
 use super::write::{self, Job, Target};
 use crate::api::checks;
-use crate::domain::shards::leader::{Answer, Config, Seen};
+use crate::domain::shards::leader::{Answer, Config, Seen, Sight, Workers};
 use crate::domain::text::causes;
 use crate::domain::work::RecordKey;
 use crate::k8s::client::{Cluster, boot_now};
@@ -72,11 +72,11 @@ pub(super) struct Driver {
 }
 
 impl Lead {
-    /// Starts to lead, over so many shards.
-    pub(super) fn new(config: Config) -> Self {
+    /// Starts to lead, over so many shards; counting goes on.
+    pub(super) fn new(config: Config, workers: Workers) -> Self {
         let now = Instant::now();
         Self {
-            work: Work::new(config),
+            work: Work::new(config, workers),
             shards: config.shards,
             unplaced: BTreeMap::new(),
             statuses: Outbox::new(STATUSES, now),
@@ -87,6 +87,12 @@ impl Lead {
             tidy_at: now + TIDY,
             connections: None,
         }
+    }
+
+    /// It leads no more. What is under way compares and swaps: another leader is
+    /// not harmed.
+    pub(super) fn end(self) -> Workers {
+        self.work.into_workers()
     }
 
     /// The end of a write; for ever if there is none under way.
@@ -135,12 +141,40 @@ impl Driver {
         for order in lead.work.decide(boot_now(), &past) {
             lead.orders.put(order.target().clone(), order, now);
         }
+        self.tell_sight(lead.work.take_notices());
         self.pump(lead, now);
-        let wake = now + lead.work.read_every();
+        let boot = boot_now();
+        let wake = now + lead.work.next_look(boot).since(boot);
         let later = (!lead.later.is_empty()).then_some(lead.later_at);
         let more = (!self.view.idle()).then_some(now);
         let due = [lead.statuses.next_at(now), lead.orders.next_at(now), later, more];
         due.into_iter().flatten().fold(wake, Instant::min)
+    }
+
+    /// Tells people how well the leases are read: a late fail-over has its
+    /// reason here.
+    pub(super) fn tell_sight(&self, notices: Vec<Sight>) {
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        for notice in notices {
+            match notice {
+                Sight::Doubtful { cause, since, slowest, failed } => tracing::warn!(
+                    reason = cause.reason(),
+                    for_ms = millis(since),
+                    slowest_read_ms = millis(slowest),
+                    failed_reads = failed,
+                    "it is not sure whether workers could renew their leases: those that are dead are \
+                     noticed later"
+                ),
+                Sight::SetBack(cause) => self.figures.set_back(cause),
+                Sight::Over { lasted, times, slowest, failed } => tracing::info!(
+                    lasted_ms = millis(lasted),
+                    set_back = times,
+                    slowest_read_ms = millis(slowest),
+                    failed_reads = failed,
+                    "workers can renew their leases again, for all that is seen"
+                ),
+            }
+        }
     }
 
     fn look(&mut self, lead: &mut Lead, now: Instant) {
@@ -345,6 +379,7 @@ impl Driver {
                     }
                     Err(error) => {
                         let answer = order::answer(&error);
+                        lead.orders.quiet_for(error.retry_after().unwrap_or_default(), now);
                         let what = order.what();
                         if answer == Answer::Conflict {
                             tracing::debug!(?target, "{what}: {}", causes(&error));

@@ -1,7 +1,9 @@
-//! What the leader's machine is fed with: shards, slices and leases, watched
-//! or read only while this process leads.
+//! What the leader's machine is fed with: shards and slices, watched only while
+//! this process leads, and leases, which are read all the time, so that who
+//! takes the lead over has counted already.
 
 use std::fmt::Debug;
+use std::pin::pin;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -13,16 +15,17 @@ use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::watch::config;
 use super::work::{shard_seen, slice_seen};
 use crate::domain::shards::leader::{LeaseSeen, Seen};
+use crate::domain::shards::timing::Boot;
 use crate::domain::shards::{LeaseHolder, ShardId};
 use crate::domain::text::causes;
 use crate::k8s::client::{REQUEST_DEADLINE, boot_now};
-use crate::k8s::error::within;
-use crate::k8s::lease::{COMPONENT_LABEL, WORKER, WorkerLease};
+use crate::k8s::error::{ApiError, within};
+use crate::k8s::lease::{COMPONENT_LABEL, CONTROLLER, LEADER_LEASE, WORKER, WorkerLease};
 use crate::k8s::watching::Watching;
 
 /// What waits to be heard.
@@ -35,9 +38,15 @@ pub(super) struct Source {
     pub(super) system: std::sync::Arc<str>,
     pub(super) streaming: bool,
     pub(super) read_every: Duration,
+    /// A read that is not answered then is told to be late.
+    pub(super) late_after: Duration,
 }
 
-/// Starts to read; ends with `tasks`.
+/// Reads of leases at once: the second where the first is late, since a
+/// request may be lost in a connection.
+const READS: usize = 2;
+
+/// Starts to watch; ends with `tasks`.
 pub(super) fn start(source: &Source, tasks: &mut JoinSet<()>) -> mpsc::Receiver<Seen> {
     let (heard, receiver) = mpsc::channel(QUEUE);
     let shards = Told {
@@ -52,9 +61,25 @@ pub(super) fn start(source: &Source, tasks: &mut JoinSet<()>) -> mpsc::Receiver<
         one: Seen::Slice,
         gone: |name| ShardId::parse_slice(name).map(|(shard, number)| Seen::SliceGone(shard, number)),
     };
-    tasks.spawn(objects(source.clone(), heard.clone(), shards));
     tasks.spawn(objects(source.clone(), heard.clone(), slices));
-    tasks.spawn(leases(source.clone(), heard));
+    let source = source.clone();
+    tasks.spawn(async move {
+        // Before the shards, without which nothing is decided.
+        if let Some(pods) = expected(&source).await
+            && !tell(&heard, Some(Seen::Expected(pods))).await
+        {
+            return;
+        }
+        objects(source, heard, shards).await;
+    });
+    receiver
+}
+
+/// Starts to read the leases; ends with `tasks`. Each read comes with when it
+/// ended: it may wait before it is heard.
+pub(super) fn read_leases(source: Source, tasks: &mut JoinSet<()>) -> mpsc::Receiver<(Boot, Seen)> {
+    let (heard, receiver) = mpsc::channel(QUEUE);
+    tasks.spawn(leases(source, heard));
     receiver
 }
 
@@ -100,7 +125,7 @@ where
             Some(Event::InitDone) => Some((told.all)(std::mem::take(&mut all))),
             Some(Event::Apply(object)) => read(object).map(told.one),
             Some(Event::Delete(object)) => (told.gone)(object.meta().name.as_deref().unwrap_or("")),
-            None => Some(Seen::Gap),
+            None => None,
         };
         if !tell(&heard, seen).await {
             return;
@@ -108,44 +133,79 @@ where
     }
 }
 
-/// Lists the leases of workers again and again: a watch that is silent says
-/// nothing of those that are silent, too.
-async fn leases(source: Source, heard: mpsc::Sender<Seen>) {
-    let api: Api<Lease> = Api::namespaced(source.client.clone(), &source.system);
-    let params = ListParams::default().labels(&format!("{COMPONENT_LABEL}={WORKER}"));
-    if let Some(pods) = expected(&source).await
-        && !tell(&heard, Some(Seen::Expected(pods))).await
-    {
-        return;
-    }
-    let mut ticks = interval(source.read_every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Lists the leases again and again: a watch that is silent says nothing of
+/// those that are silent, too.
+async fn leases(source: Source, heard: mpsc::Sender<(Boot, Seen)>) {
+    let mut reads: JoinSet<Result<(), ApiError>> = JoinSet::new();
     let mut said: Option<Instant> = None;
+    let mut last: Option<Instant> = None;
+    // The API server may ask for patience.
+    let mut patience = Instant::now();
     loop {
-        ticks.tick().await;
-        let sent = boot_now();
-        let seen = match within(REQUEST_DEADLINE, api.list(&params)).await {
-            Ok(list) => {
-                said = None;
-                let leases = list.items.iter().map(|lease| lease_seen(&WorkerLease::read(lease))).collect();
-                Seen::Leases { sent, leases }
+        let pause = if reads.is_empty() { source.read_every } else { source.read_every * 2 };
+        let due = last.map_or(patience, |last| (last + pause).max(patience));
+        tokio::select! {
+            () = sleep_until(due), if reads.len() < READS => {
+                reads.spawn(read(source.clone(), heard.clone()));
+                last = Some(Instant::now());
             }
-            Err(error) => {
-                if said.is_none_or(|before| before.elapsed() > Duration::from_secs(30)) {
-                    said = Some(Instant::now());
-                    tracing::warn!(
-                        reason = error.reason(),
-                        "the workers' leases cannot be read: {}",
-                        causes(&error)
-                    );
+            Some(Ok(result)) = reads.join_next() => match result {
+                Ok(()) => said = None,
+                Err(error) => {
+                    patience = Instant::now() + error.retry_after().unwrap_or_default();
+                    if said.is_none_or(|before| before.elapsed() > Duration::from_secs(30)) {
+                        said = Some(Instant::now());
+                        tracing::warn!(
+                            reason = error.reason(),
+                            "the workers' leases cannot be read: {}",
+                            causes(&error)
+                        );
+                    }
                 }
-                Seen::Gap
-            }
-        };
-        if !tell(&heard, Some(seen)).await {
-            return;
+            },
+            () = heard.closed() => return,
         }
     }
+}
+
+/// One read, and what is to be heard of it.
+async fn read(source: Source, heard: mpsc::Sender<(Boot, Seen)>) -> Result<(), ApiError> {
+    let api: Api<Lease> = Api::namespaced(source.client, &source.system);
+    let params = ListParams::default().labels(&format!("{COMPONENT_LABEL} in ({WORKER},{CONTROLLER})"));
+    let sent = boot_now();
+    let mut answer = pin!(within(REQUEST_DEADLINE, api.list(&params)));
+    let in_time = timeout(source.late_after, &mut answer).await;
+    let late = in_time.is_err();
+    if late {
+        drop(heard.send((boot_now(), Seen::Unread { sent })).await);
+    }
+    let result = match in_time {
+        Ok(result) => result,
+        Err(_) => answer.await,
+    };
+    let ended = boot_now();
+    match result {
+        Ok(list) => drop(heard.send((ended, leases_seen(sent, &list.items))).await),
+        Err(error) => {
+            if !late {
+                drop(heard.send((ended, Seen::Unread { sent })).await);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn leases_seen(sent: Boot, list: &[Lease]) -> Seen {
+    let (mut leases, mut leader) = (Vec::with_capacity(list.len()), String::new());
+    for lease in list.iter().map(WorkerLease::read) {
+        if lease.name == LEADER_LEASE {
+            leader = lease.version;
+        } else {
+            leases.push(lease_seen(&lease));
+        }
+    }
+    Seen::Leases { sent, leases, leader }
 }
 
 /// How many pods of workers there are: so many may be about to come.

@@ -2,6 +2,7 @@
 
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+use crate::domain::shards::leader::Cause;
 use crate::k8s::error::ApiError;
 
 /// The controller's metrics.
@@ -12,6 +13,7 @@ pub(super) struct Figures {
     shards: IntGaugeVec,
     waiting: IntGaugeVec,
     writes: IntCounterVec,
+    set_back: IntCounterVec,
 }
 
 impl Figures {
@@ -41,13 +43,22 @@ impl Figures {
                 &["result"],
             )
             .expect(fixed),
+            set_back: IntCounterVec::new(
+                Opts::new(
+                    "rpop_controller_counts_set_back_total",
+                    "Times that the counts of silent workers were set back, by reason.",
+                ),
+                &["reason"],
+            )
+            .expect(fixed),
         };
-        let all: [Box<dyn prometheus::core::Collector>; 5] = [
+        let all: [Box<dyn prometheus::core::Collector>; 6] = [
             Box::new(figures.leading.clone()),
             Box::new(figures.records.clone()),
             Box::new(figures.shards.clone()),
             Box::new(figures.waiting.clone()),
             Box::new(figures.writes.clone()),
+            Box::new(figures.set_back.clone()),
         ];
         for collector in all {
             if let Err(error) = registry.register(collector) {
@@ -87,5 +98,9 @@ impl Figures {
     pub(super) fn written<T>(&self, result: &Result<T, ApiError>) {
         let result = result.as_ref().err().map_or("ok", ApiError::reason);
         self.writes.with_label_values(&[result]).inc();
+    }
+
+    pub(super) fn set_back(&self, cause: Cause) {
+        self.set_back.with_label_values(&[cause.reason()]).inc();
     }
 }

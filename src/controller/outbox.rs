@@ -124,9 +124,7 @@ impl<K: Clone + Eq + Hash, J> Outbox<K, J> {
                 let failures = self.failures.entry(key.clone()).or_insert(0);
                 *failures = failures.saturating_add(1);
                 let pause = pause(*failures).max(asked.unwrap_or_default());
-                if let Some(asked) = asked {
-                    self.quiet_until = self.quiet_until.max(now + asked.min(LONGEST_PAUSE));
-                }
+                self.quiet_for(asked.unwrap_or_default(), now);
                 // Newer than what failed, but the server is no better for it.
                 let job = self.waiting.remove(&key).map_or(job, |newer| {
                     self.due.remove(&newer.due);
@@ -135,6 +133,11 @@ impl<K: Clone + Eq + Hash, J> Outbox<K, J> {
                 self.enqueue(key, job, now + pause);
             }
         }
+    }
+
+    /// The API server asks for patience: nothing begins before that.
+    pub(super) fn quiet_for(&mut self, asked: Duration, now: Instant) {
+        self.quiet_until = self.quiet_until.max(now + asked.min(LONGEST_PAUSE));
     }
 
     /// How many wait.

@@ -16,7 +16,7 @@ use super::order::SHARDS;
 use super::watch;
 use crate::api::RpopShard;
 use crate::domain::shards::ShardId;
-use crate::domain::shards::leader::Config;
+use crate::domain::shards::leader::{Config, Workers};
 use crate::domain::shards::timing::Timing;
 use crate::domain::text::causes;
 use crate::engine::ports::Stage;
@@ -75,12 +75,16 @@ pub async fn run(
         drop(ending.wait_for(|stage| *stage != Stage::Running).await);
     });
     let mut taken = Vec::with_capacity(TOGETHER);
-    let source = |read_every| Source {
+    let mut workers = Workers::new(options.timing);
+    let read_every = workers.read_every();
+    let source = Source {
         client: cluster.client.clone(),
         system: Arc::clone(&cluster.namespace),
         streaming,
         read_every,
+        late_after: workers.late_after(),
     };
+    let mut leases = feed::read_leases(source.clone(), &mut tasks);
     loop {
         // Not leading: only looks.
         figures.leading(false);
@@ -94,14 +98,20 @@ pub async fn run(
                 }
                 ended = &mut election => return Err(election_over(ended)),
                 Ok(()) = claims.changed() => {}
+                read = leases.recv() => {
+                    let Some((at, seen)) = read else { return Err(Error::Watches) };
+                    workers.hear(at, seen);
+                }
                 count = changes.recv_many(&mut taken, TOGETHER) => {
                     if count == 0 {
                         return Err(Error::Watches);
                     }
                     take(&mut driver, &mut taken);
                 }
-                () = tokio::time::sleep(BEAT) => {}
+                () = tokio::time::sleep(read_every) => {}
             }
+            workers.look(boot_now());
+            driver.tell_sight(workers.take_notices());
             health.beat();
             health.set_ready(driver.listings.complete());
             let claim = claims.borrow_and_update().clone();
@@ -123,9 +133,9 @@ pub async fn run(
         };
         tracing::info!(shards, "leading");
         figures.leading(true);
-        let mut lead = Lead::new(Config { shards, timing: options.timing });
+        let mut lead = Lead::new(Config { shards, timing: options.timing }, workers);
         let mut feeding = JoinSet::new();
-        let mut heard = feed::start(&source(lead.work.read_every()), &mut feeding);
+        let mut heard = feed::start(&source, &mut feeding);
         let mut seen = Vec::with_capacity(TOGETHER);
         driver.begin();
         let leads = |claim: &Claim| claim.term == term && claim.is_mine(boot_now());
@@ -138,6 +148,10 @@ pub async fn run(
                 ended = &mut election => return Err(election_over(ended)),
                 Ok(()) = claims.changed() => {}
                 ending = lead.ended() => driver.ended(&mut lead, ending),
+                read = leases.recv() => {
+                    let Some((at, seen)) = read else { return Err(Error::Watches) };
+                    lead.work.hear(at, seen);
+                }
                 count = heard.recv_many(&mut seen, TOGETHER) => {
                     if count == 0 {
                         return Err(Error::Watches);
@@ -155,8 +169,7 @@ pub async fn run(
                 () = tokio::time::sleep_until(next) => {}
             }
         }
-        // What is under way compares and swaps: another leader is not harmed.
-        drop(lead);
+        workers = lead.end();
         tracing::info!("no longer leading");
     }
 }

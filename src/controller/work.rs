@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hasher as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -15,7 +14,8 @@ use crate::api::{
     ItemPast, RpopShard, RpopShardStatus, RpopWorkSlice, RpopWorkSliceSpec, SLICE_FORMAT, SliceItem,
 };
 use crate::domain::shards::leader::{
-    Config, Decree, ItemSeen, Leader, REMOVED, RecordSeen, Seen, ShardSeen, SliceSeen, parse_removed,
+    Config, Decree, ItemSeen, Leader, REMOVED, RecordSeen, Seen, ShardSeen, Sight, SliceSeen, Workers,
+    parse_removed,
 };
 use crate::domain::shards::timing::Boot;
 use crate::domain::shards::{Incarnation, ShardId};
@@ -55,9 +55,9 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(config: Config) -> Self {
+    pub(super) fn new(config: Config, workers: Workers) -> Self {
         Self {
-            leader: Leader::new(config),
+            leader: Leader::resume(config, workers),
             records: HashMap::new(),
             complete: false,
             slices: HashMap::new(),
@@ -232,10 +232,19 @@ impl Work {
         decrees.into_iter().map(|decree| self.order(decree, past)).collect()
     }
 
-    /// How often the workers' leases are to be read, and [`Work::decide`] is
-    /// to be called although nothing was heard.
-    pub(super) fn read_every(&self) -> Duration {
-        self.leader.read_every()
+    /// When [`Work::decide`] is to be called although nothing was heard.
+    pub(super) fn next_look(&self, now: Boot) -> Boot {
+        self.leader.next_look(now)
+    }
+
+    /// What people should know of the reads of the workers' leases.
+    pub(super) fn take_notices(&mut self) -> Vec<Sight> {
+        self.leader.take_notices()
+    }
+
+    /// The lead ends: what was counted, for the next.
+    pub(super) fn into_workers(self) -> Workers {
+        self.leader.into_workers()
     }
 
     /// Shards that are polled by a live worker, of all there are.

@@ -10,10 +10,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::client::{Cluster, REQUEST_DEADLINE, boot_now};
 use super::error::{ApiError, within};
-use super::lease::{labels, whole_seconds, within_all};
+use super::lease::{CONTROLLER, labels, whole_seconds, within_all};
 use crate::domain::shards::Incarnation;
 use crate::domain::shards::timing::{Boot, Timing, jittered};
 use crate::domain::text::{causes, shown};
@@ -100,7 +101,7 @@ impl Candidate {
             self.me.as_str().bytes().fold(0, |sum: u64, octet| sum.wrapping_mul(31) + u64::from(octet));
         loop {
             let until = self.claims.borrow().until.unwrap_or(Boot::NEVER);
-            let now = boot_now();
+            let (now, began) = (boot_now(), Instant::now());
             tokio::select! {
                 () = &mut stop => break,
                 // A lead ends on time whatever a request does.
@@ -118,7 +119,10 @@ impl Candidate {
                 }
             }
             self.look_at_the_clock();
-            let pause = jittered(self.spans.renew_every, 5, salt ^ boot_now().0);
+            // From the last one's begin: where answers are slow, a lead that
+            // counts from when a renewal was sent has no time to lose.
+            let pause =
+                jittered(self.spans.renew_every, 5, salt ^ boot_now().0).saturating_sub(began.elapsed());
             let until = self.claims.borrow().until.map_or(pause, |until| until.since(boot_now()));
             tokio::select! {
                 () = &mut stop => break,
@@ -261,7 +265,7 @@ impl Candidate {
                 resource_version: before.and_then(|lease| lease.metadata.resource_version.clone()),
                 // Without it a deleted lease would be made anew.
                 uid: before.and_then(|lease| lease.metadata.uid.clone()),
-                labels: Some(labels("controller")),
+                labels: Some(labels(CONTROLLER)),
                 ..ObjectMeta::default()
             },
             spec: Some(LeaseSpec {

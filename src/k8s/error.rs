@@ -126,6 +126,20 @@ impl ApiError {
     }
 }
 
+/// How long a watch that failed is to be left alone at least, where the API
+/// server said so: it does while it makes its caches, and when it is busy. At
+/// most half a minute.
+pub fn patience(error: &watcher::Error) -> Option<Duration> {
+    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+    | watcher::Error::WatchFailed(kube::Error::Api(status))
+    | watcher::Error::WatchError(status)) = error
+    else {
+        return None;
+    };
+    of_status(status).retry_after().map(|asked| asked.min(Duration::from_secs(30)))
+}
+
 impl From<kube::Error> for ApiError {
     fn from(error: kube::Error) -> Self {
         match error {
@@ -213,6 +227,21 @@ mod tests {
         assert_eq!(error.retry_after(), Some(Duration::from_secs(3)));
         assert!(error.is_transient() && !error.is_uncertain());
         assert_eq!(answered(429, "").retry_after(), None);
+    }
+
+    #[test]
+    fn a_watch_is_opened_again_when_the_server_says() {
+        let busy = |seconds: u32| {
+            let details = serde_json::from_value(serde_json::json!({"retryAfterSeconds": seconds})).unwrap();
+            let text = "storage is (re)initializing";
+            let status = Status::failure(text, "TooManyRequests").with_code(429).with_details(details);
+            Box::new(status)
+        };
+        let started = watcher::Error::WatchStartFailed(kube::Error::Api(busy(1)));
+        assert_eq!(patience(&started), Some(Duration::from_secs(1)));
+        assert_eq!(patience(&watcher::Error::WatchError(busy(3600))), Some(Duration::from_secs(30)));
+        let gone = Status::failure("too old", "Expired").with_code(410);
+        assert_eq!(patience(&watcher::Error::WatchError(Box::new(gone))), None);
     }
 
     #[test]

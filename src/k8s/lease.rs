@@ -29,6 +29,8 @@ pub use super::election::{Claim, LEADER_LEASE, Spans, elect};
 pub const COMPONENT_LABEL: &str = "rpop.dev/component";
 /// The value of that label.
 pub const WORKER: &str = "worker";
+/// Its value on the lease of whoever leads.
+pub const CONTROLLER: &str = "controller";
 /// `"true"` on the lease of a worker that is about to end.
 pub const LEAVING: &str = "rpop.dev/leaving";
 /// The load of each shard: JSON, `{"shard-007": 1.5}`, session-seconds a second.

@@ -11,7 +11,7 @@ use kube::runtime::watcher::{self, Event};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::error::ApiError;
+use super::error::{ApiError, patience};
 use crate::domain::text::causes;
 
 /// A watch that fails on and on says so once in this time.
@@ -23,6 +23,8 @@ pub(crate) struct Watching<K> {
     kind: String,
     /// When a failure was logged last.
     said: Option<Instant>,
+    /// The API server has asked for patience.
+    not_before: Option<Instant>,
 }
 
 impl<K> Watching<K>
@@ -39,12 +41,20 @@ where
                 annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
             }
         });
-        Self { stream: stream.default_backoff().boxed(), kind: K::kind(&()).into_owned(), said: None }
+        Self {
+            stream: stream.default_backoff().boxed(),
+            kind: K::kind(&()).into_owned(),
+            said: None,
+            not_before: None,
+        }
     }
 
     /// The next event; `None` if the watch failed, which is logged. It is tried
     /// again, after a pause.
     pub(crate) async fn next(&mut self) -> Option<Event<K>> {
+        if let Some(then) = self.not_before.take() {
+            tokio::time::sleep_until(then).await;
+        }
         match self.stream.next().await? {
             Ok(event) => {
                 if matches!(event, Event::InitDone) && self.said.take().is_some() {
@@ -53,6 +63,7 @@ where
                 Some(event)
             }
             Err(error) => {
+                self.not_before = patience(&error).map(|asked| Instant::now() + asked);
                 let error = ApiError::from(error);
                 if self.said.is_none_or(|before| before.elapsed() > SAID) {
                     self.said = Some(Instant::now());

@@ -316,20 +316,31 @@ async fn people_of_a_namespace_write_records_and_neither_they_nor_admins_write_s
 
 /// The API server says which FlowSchema it took a request for.
 #[tokio::test]
-async fn renewals_do_not_queue_behind_the_rest_of_the_cluster() {
+async fn what_a_fail_over_waits_for_does_not_queue_behind_the_rest_of_the_cluster() {
     let Some(server) = installed() else { return };
     let worker = worker(server, "hurried").await;
     worker.creates(server, &lease("rpop-worker-hurried", "hurried/0badcafe")).succeeds();
-    let schema =
-        server.kubectl(&["get", "flowschema", "rpop-leases", "-o", "jsonpath={.metadata.uid}"]).succeeds();
-    let path = format!("/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/rpop-worker-hurried");
-    let request = http_get(&path);
-    let answer = worker.client().await.send(request).await.unwrap();
-    let taken_for = answer.headers()["x-kubernetes-pf-flowschema-uid"].to_str().unwrap();
-    assert_eq!(taken_for, schema);
-    let priority = ["get", "prioritylevelconfiguration", "leader-election", "-o", "jsonpath={.metadata.uid}"];
-    let level = answer.headers()["x-kubernetes-pf-prioritylevel-uid"].to_str().unwrap();
-    assert_eq!(level, server.kubectl(&priority).succeeds());
+    let controller = server.pod_token(SYSTEM, "rpop-controller", "rpop-controller-hurried").await;
+    let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases");
+    let ours = format!("/apis/rpop.dev/v1alpha1/namespaces/{SYSTEM}");
+    let renewed = format!("{leases}/rpop-worker-hurried");
+    for (who, path, schema, level) in [
+        (&worker, renewed, "rpop-leases", "leader-election"),
+        (&controller, leases, "rpop-leases", "leader-election"),
+        (&controller, format!("{ours}/rpopworkslices"), "rpop-shards", "workload-high"),
+        (&worker, format!("{ours}/rpopshards"), "rpop-shards", "workload-high"),
+        (&controller, "/apis/rpop.dev/v1alpha1/rpoprecords".to_owned(), "service-accounts", "workload-low"),
+    ] {
+        let answer = who.client().await.send(http_get(&path)).await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+        let uid = |kind: &str, name: &str| {
+            server.kubectl(&["get", kind, name, "-o", "jsonpath={.metadata.uid}"]).succeeds()
+        };
+        assert_eq!(header("x-kubernetes-pf-flowschema-uid"), uid("flowschema", schema), "{path}");
+        let taken = header("x-kubernetes-pf-prioritylevel-uid");
+        assert_eq!(taken, uid("prioritylevelconfiguration", level), "{path}");
+    }
 }
 
 fn http_get(path: &str) -> hyper::Request<kube::client::Body> {

@@ -16,7 +16,8 @@ pub enum Answered {
     Written(Option<ShardSeen>),
     Committed(Option<u64>),
     All(Vec<ShardSeen>, Vec<SliceSeen>),
-    Leases(Vec<LeaseSeen>),
+    /// With the version of the leader's own.
+    Leases(Vec<LeaseSeen>, String),
     Obeyed(Answer, Option<Change>),
 }
 
@@ -29,6 +30,14 @@ impl Answered {
 
 impl Sim {
     pub fn arrive(&mut self, who: Who, id: u64, call: Call) {
+        let reads = matches!(call, Call::Get(_) | Call::GetSlices(_) | Call::List | Call::Leases);
+        if !reads && self.now < self.no_writes_until {
+            // Refused, or never answered.
+            if self.roll(2) == 0 {
+                self.tell(who, Inbound::Timeout(id));
+            }
+            return;
+        }
         let answer = match call {
             Call::Renew { by, first, leaving } => {
                 // A process that is gone may have sent this; then it renews
@@ -83,7 +92,9 @@ impl Sim {
                     self.api.slices.values().cloned().collect(),
                 )
             }
-            Call::Leases => Answered::Leases(self.api.leases.values().cloned().collect()),
+            Call::Leases => {
+                Answered::Leases(self.api.leases.values().cloned().collect(), self.api.leader.to_string())
+            }
             Call::Obey(decree) => {
                 let (answer, object) = self.api.obey(&decree);
                 if answer == Answer::Done {

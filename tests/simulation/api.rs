@@ -39,6 +39,8 @@ pub enum Change {
 pub struct Api {
     pub version: u64,
     pub leases: BTreeMap<Arc<str>, LeaseSeen>,
+    /// The version of the leader's own lease.
+    pub leader: u64,
     pub shards: BTreeMap<ShardId, ShardSeen>,
     pub slices: BTreeMap<(ShardId, u32), SliceSeen>,
     pub records: BTreeMap<RecordKey, RecordSeen>,

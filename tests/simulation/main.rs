@@ -20,6 +20,7 @@ mod answers;
 mod api;
 mod controller;
 mod node;
+mod sight;
 mod sim;
 mod trouble;
 mod unknown;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use rpop::domain::shards::holding::{Member, Observation, ShardSeen};
-use rpop::domain::shards::leader::{Decree, Leader, RecordSeen, SliceSeen};
+use rpop::domain::shards::leader::{Decree, Leader, RecordSeen, SliceSeen, Workers};
 use rpop::domain::shards::timing::Boot;
 use rpop::domain::shards::{Incarnation, ShardId};
 use rpop::domain::work::RecordKey;
@@ -127,7 +127,10 @@ pub enum Pending {
 
 pub struct Controller {
     pub life: u64,
+    /// While it leads.
     pub machine: Option<Leader>,
+    /// While it does not: it counts all the same.
+    pub workers: Option<Workers>,
     pub clock: Clock,
     pub hindrance: Hindrance,
     pub pending: HashMap<u64, Wanted>,
@@ -144,6 +147,8 @@ pub struct Controller {
 pub enum Wanted {
     Leases {
         sent: Boot,
+        /// It was told to be late.
+        late: bool,
     },
     All,
     Done(Decree),

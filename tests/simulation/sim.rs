@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use rpop::domain::shards::leader::{Config, RecordSeen};
+use rpop::domain::shards::leader::{Config, RecordSeen, Workers};
 use rpop::domain::shards::timing::Timing;
 use rpop::domain::shards::{Incarnation, ShardId};
 use rpop::domain::work::RecordKey;
@@ -97,6 +97,10 @@ pub struct Sim {
     /// The API server is away until then.
     pub away_until: u64,
     pub slow_until: u64,
+    /// Nothing can be written until then.
+    pub no_writes_until: u64,
+    /// A message takes so long at most, and half of it at least, if it is not 0.
+    pub pace: u64,
     /// Since then API server and leader have been well.
     pub well_since: u64,
     pub deaths: Vec<Death>,
@@ -129,6 +133,8 @@ impl Sim {
             leading: None,
             away_until: 0,
             slow_until: 0,
+            no_writes_until: 0,
+            pace: 0,
             well_since: 0,
             deaths: Vec::new(),
             calm: true,
@@ -151,6 +157,7 @@ impl Sim {
             sim.controllers.push(Controller {
                 life: 0,
                 machine: None,
+                workers: Some(Workers::new(timing)),
                 clock,
                 hindrance: Hindrance::default(),
                 pending: HashMap::new(),
@@ -164,6 +171,9 @@ impl Sim {
         for at in 0..workers {
             sim.add_worker();
             sim.after(50 * at as u64, Event::Start(at));
+        }
+        for at in 0..2 {
+            sim.begin_to_count(at);
         }
         sim.after(100, Event::Elect);
         sim.after(500, Event::Mail);
@@ -261,7 +271,8 @@ impl Sim {
         match who {
             Who::Worker(at, life) => self.workers[at].life == life && self.workers[at].member.is_some(),
             Who::Controller(at, life) => {
-                self.controllers[at].life == life && self.controllers[at].machine.is_some()
+                let controller = &self.controllers[at];
+                controller.life == life && (controller.machine.is_some() || controller.workers.is_some())
             }
         }
     }
@@ -273,6 +284,9 @@ impl Sim {
 
     /// How long a message takes one way.
     pub fn latency(&mut self) -> u64 {
+        if self.pace > 0 {
+            return self.pace / 2 + self.roll(self.pace / 2 + 1);
+        }
         let slow = self.now < self.slow_until;
         1 + self.roll(if slow { 6_000 } else { 25 })
     }

@@ -59,11 +59,7 @@ impl Sim {
             }
             (15, _) => {
                 if let Some(at) = self.leading {
-                    self.note(|| format!("controller {at} is killed"));
-                    self.controllers[at].machine = None;
-                    self.controllers[at].life += 1;
-                    self.controllers[at].pending.clear();
-                    self.controllers[at].watching = false;
+                    self.kill_controller(at);
                     self.well_since = self.well_since.max(self.now + 12_000);
                 }
             }
@@ -75,6 +71,10 @@ impl Sim {
                     self.note(|| format!("slice {shard}-{number} is deleted by hand"));
                     self.api.delete_slice((shard, number));
                 }
+            }
+            (17, _) => {
+                let span = 500 + self.roll(self.spans());
+                self.refuse_writes(span);
             }
             _ => {
                 for _ in 0..=self.roll(4) {
@@ -97,7 +97,7 @@ impl Sim {
         }
     }
 
-    fn stop(&mut self, who: Who, span: u64) {
+    pub fn stop(&mut self, who: Who, span: u64) {
         let until = self.now + span;
         if self.hindrance(who).stopped_until > self.now {
             return;
@@ -136,6 +136,14 @@ impl Sim {
             self.unwatch(who);
         }
         self.at(until, Event::Up);
+    }
+
+    /// What is there can be read, and nothing written.
+    pub fn refuse_writes(&mut self, span: u64) {
+        let until = self.now + span;
+        self.note(|| format!("nothing can be written for {span} ms"));
+        self.no_writes_until = self.no_writes_until.max(until);
+        self.well_since = self.well_since.max(until + 12_000);
     }
 
     /// A watch that is cut is noticed, and opened again when that is possible.

@@ -68,7 +68,10 @@ fn a_record_stays_out_while_it_is_not_known_who_holds_its_old_shard() {
     leader.hear(Boot(1_000), Seen::Shards((0..SHARDS).map(|id| shard(ShardId(id))).collect()));
     leader.hear(Boot(1_000), Seen::Slices(vec![slice("11", 1, vec![item], vec![])]));
     leader.hear(Boot(1_000), Seen::Records(vec![old.clone()]));
-    leader.hear(Boot(1_010), Seen::Leases { sent: Boot(1_001), leases: vec![lease(20)] });
+    leader.hear(
+        Boot(1_010),
+        Seen::Leases { sent: Boot(1_001), leases: vec![lease(20)], leader: String::new() },
+    );
     let decrees = leader.decide(Boot(1_011));
     assert!(
         decrees.iter().any(|decree| matches!(decree, Decree::GiveAway { shard, .. } if *shard == from)),
@@ -84,7 +87,10 @@ fn a_record_stays_out_while_it_is_not_known_who_holds_its_old_shard() {
     leader.hear(Boot(1_550), Seen::Answered { target: removal.target(), answer: Answer::Done });
     for step in 0..20 {
         let now = 1_600 + step * 500;
-        leader.hear(Boot(now), Seen::Leases { sent: Boot(now - 5), leases: vec![lease(100 + step)] });
+        leader.hear(
+            Boot(now),
+            Seen::Leases { sent: Boot(now - 5), leases: vec![lease(100 + step)], leader: String::new() },
+        );
         for decree in leader.decide(Boot(now)) {
             let adds = matches!(&decree, Decree::WriteSlice { shard, items, .. } if *shard == to && !items.is_empty());
             assert!(!adds, "{} is added to {to} while {from} may have a holder that polls it", old.key);

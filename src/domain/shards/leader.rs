@@ -12,6 +12,7 @@
 //! Everything it knows it has from the objects: a leader that takes over goes
 //! on where the last one stopped, and every write compares and swaps.
 
+mod evidence;
 mod records;
 mod slices;
 mod workers;
@@ -20,9 +21,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::evidence::{Cause, Sight};
 use self::records::Records;
 use self::slices::{Observed, Slices};
-use self::workers::{Workers, is_older};
+pub use self::workers::Workers;
+use self::workers::is_older;
 use super::placement::{self, Role, View, Why, Worker};
 use super::timing::{Boot, Timing};
 use super::{Incarnation, LeaseHolder, ShardId};
@@ -108,13 +111,23 @@ pub struct RecordSeen {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Seen {
     /// All membership Leases, by a consistent read (no `resourceVersion` in
-    /// the list request). To be made every [`Leader::read_every`] from the
+    /// the list request). To be made every [`Workers::read_every`] from the
     /// start: who is dead is counted by these reads.
     Leases {
         /// When the request was sent.
         sent: Boot,
         /// All of them.
         leases: Vec<LeaseSeen>,
+        /// `metadata.resourceVersion` of the leader's own Lease, by the same
+        /// read; empty if there is none. That it changes shows that Leases can
+        /// be written.
+        leader: String,
+    },
+    /// Such a read failed, or is not answered within [`Workers::late_after`];
+    /// once for each.
+    Unread {
+        /// When the request was sent.
+        sent: Boot,
     },
     /// One of them, by a watch or as the answer to a write.
     Lease(LeaseSeen),
@@ -148,10 +161,6 @@ pub enum Seen {
         /// How it ended.
         answer: Answer,
     },
-    /// Something of our own failed, a read or a write, or took longer than it
-    /// should: the API server may be away for all. Every count of dead workers
-    /// starts afresh.
-    Gap,
 }
 
 /// How a write ended.
@@ -343,8 +352,14 @@ pub struct Leader {
 impl Leader {
     /// A leader that knows nothing yet.
     pub fn new(config: Config) -> Self {
+        Self::resume(config, Workers::new(config.timing))
+    }
+
+    /// A leader that knows nothing yet but what this process has counted
+    /// before it led.
+    pub fn resume(config: Config, workers: Workers) -> Self {
         Self {
-            workers: Workers::new(config.timing),
+            workers: workers.new_term(),
             records: Records::new(config.shards),
             slices: Slices::new(),
             shards: BTreeMap::new(),
@@ -358,19 +373,29 @@ impl Leader {
         }
     }
 
-    /// All Leases are to be read so often; [`Leader::decide`] is to be called
-    /// after each, too.
-    pub fn read_every(&self) -> Duration {
-        Workers::read_every(self.config.timing)
+    /// It leads no more: what it has counted, for its next term.
+    pub fn into_workers(self) -> Workers {
+        self.workers
+    }
+
+    /// When [`Leader::decide`] is to be called if nothing is heard.
+    pub fn next_look(&self, now: Boot) -> Boot {
+        self.workers.next_death(now).min(now.after(self.workers.read_every()))
+    }
+
+    /// What people should know of the reads since the last call.
+    pub fn take_notices(&mut self) -> Vec<Sight> {
+        self.workers.take_notices()
     }
 
     /// Hears what was seen. Cheap: a batch is heard before one decision.
     pub fn hear(&mut self, now: Boot, seen: Seen) {
         match seen {
-            Seen::Leases { sent, leases } => {
-                self.workers.read_all(now, sent, leases);
+            Seen::Leases { .. } => {
+                self.workers.hear(now, seen);
                 self.weigh(now);
             }
+            Seen::Unread { .. } => self.workers.hear(now, seen),
             Seen::Lease(lease) => {
                 self.changed(&Target::Lease(Arc::clone(&lease.name)));
                 self.workers.see(now, lease);
@@ -408,13 +433,13 @@ impl Leader {
             Seen::Expected(workers) => self.workers.expect(workers),
             Seen::Connections(limit) => self.records.limit(limit),
             Seen::Answered { target, answer } => self.answered(now, target, answer),
-            Seen::Gap => self.workers.gap(now),
         }
     }
 
-    /// What to write now. To be called after anything was heard, and every
-    /// [`Leader::read_every`].
+    /// What to write now. To be called after anything was heard, and when it is
+    /// time for [`Leader::next_look`].
     pub fn decide(&mut self, now: Boot) -> Vec<Decree> {
+        self.workers.look(now);
         if !self.is_ready() {
             return Vec::new();
         }
@@ -491,16 +516,12 @@ impl Leader {
 
     fn answered(&mut self, now: Boot, target: Target, answer: Answer) {
         let failures = self.busy.get(&target).map_or(0, |busy| busy.failures);
-        match answer {
-            Answer::Done => {
-                self.busy.remove(&target);
-                if let Target::Slice(shard, number) = target {
-                    self.slices.done(&mut self.records, (shard, number));
-                }
-                return;
+        if answer == Answer::Done {
+            self.busy.remove(&target);
+            if let Target::Slice(shard, number) = target {
+                self.slices.done(&mut self.records, (shard, number));
             }
-            Answer::Conflict => {}
-            Answer::Failed => self.workers.gap(now),
+            return;
         }
         let pause = (PAUSE * 2_u32.saturating_pow(failures.min(8))).min(PAUSE_MOST);
         let flight = Flight::Paused(now.after(pause));

@@ -16,8 +16,9 @@ enum Happening {
     Leave(usize),
     Lag(usize, bool),
     Mute(usize, bool),
-    /// A new leader; perhaps a slice is deleted while it reads all there is.
-    Elect(Option<usize>),
+    /// A new leader, that has counted already or not; perhaps a slice is
+    /// deleted while it reads all there is.
+    Elect(bool, Option<usize>),
     Outage(usize),
     Lost(usize),
     /// What was lost is done now; the watch of slices tells of it, or breaks
@@ -42,7 +43,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (0_usize..5).prop_map(Happening::Leave),
         4 => (0_usize..5, any::<bool>()).prop_map(|(n, lags)| Happening::Lag(n, lags)),
         2 => (0_usize..5, any::<bool>()).prop_map(|(n, mute)| Happening::Mute(n, mute)),
-        3 => prop::option::weighted(0.2, 0_usize..20).prop_map(Happening::Elect),
+        3 => (any::<bool>(), prop::option::weighted(0.2, 0_usize..20))
+            .prop_map(|(counted, slice)| Happening::Elect(counted, slice)),
         1 => (1_usize..20).prop_map(Happening::Outage),
         2 => (1_usize..4).prop_map(Happening::Lost),
         2 => any::<bool>().prop_map(Happening::Late),
@@ -86,11 +88,13 @@ impl World {
             Happening::Leave(n) => self.hands_of(n).for_each(|hand| hand.leaving = true),
             Happening::Lag(n, lags) => self.hands_of(n).for_each(|hand| hand.lags = lags),
             Happening::Mute(n, mute) => self.hands_of(n).for_each(|hand| hand.mute = mute),
-            Happening::Elect(slice) => {
+            Happening::Elect(counted, slice) => {
                 // Nothing that the old one sent comes after the new one has
                 // begun: it had the time of a lease for that.
                 self.late.clear();
-                self.elect_while(|world| {
+                let before = std::mem::replace(&mut self.leader, Leader::new(CONFIG)).into_workers();
+                let workers = if counted { before } else { Workers::new(TIMING) };
+                self.elect_with(workers, |world| {
                     if let Some(n) = slice {
                         world.work();
                         world.delete_nth_slice(n);

@@ -5,6 +5,7 @@ use crate::domain::shards::mapping::host_hash;
 
 const TIMING: Timing = Timing::FAST;
 const SHARDS: u16 = 16;
+const CONFIG: Config = Config { shards: SHARDS, timing: TIMING };
 
 /// A worker that does what the protocol asks of it, by what it has read: as
 /// `worker::driver` does it.
@@ -113,7 +114,7 @@ impl World {
             slices: BTreeMap::new(),
             records: (0..records).map(|n| (key(n), record(n, n, 1))).collect(),
             hands: Vec::new(),
-            leader: Leader::new(Config { shards: SHARDS, timing: TIMING }),
+            leader: Leader::new(CONFIG),
             log: Vec::new(),
             lost: 0,
             late: Vec::new(),
@@ -160,13 +161,13 @@ impl World {
 
     /// A new leader, which knows nothing.
     fn elect(&mut self) {
-        self.elect_while(|_| {});
+        self.elect_with(Workers::new(TIMING), |_| {});
     }
 
-    /// A new leader; something happens between its reading of the shards and
-    /// that of the slices.
-    fn elect_while(&mut self, meanwhile: impl FnOnce(&mut Self)) {
-        self.leader = Leader::new(Config { shards: SHARDS, timing: TIMING });
+    /// A new leader, which has counted; something happens between its reading of
+    /// the shards and that of the slices.
+    fn elect_with(&mut self, workers: Workers, meanwhile: impl FnOnce(&mut Self)) {
+        self.leader = Leader::resume(CONFIG, workers);
         self.leader.hear(self.now, Seen::Records(self.records.values().cloned().collect()));
         self.leader.hear(self.now, Seen::Shards(self.shards.values().cloned().collect()));
         meanwhile(self);
@@ -325,6 +326,12 @@ impl World {
         panic!("the leader never comes to an end: {:?}", &self.log[self.log.len() - 3..]);
     }
 
+    /// A read that is answered at once. The leader has just renewed its own.
+    fn read(&mut self) -> Seen {
+        let leader = self.next();
+        Seen::Leases { sent: self.now, leases: self.leases.values().cloned().collect(), leader }
+    }
+
     fn tell(&mut self, target: &Target) {
         let seen = match target {
             Target::Lease(name) => self.leases.get(name).cloned().map(Seen::Lease),
@@ -420,11 +427,7 @@ impl World {
             self.tell_deletions();
             self.renew();
             self.work();
-            let seen = if self.up {
-                Seen::Leases { sent: self.now, leases: self.leases.values().cloned().collect() }
-            } else {
-                Seen::Gap
-            };
+            let seen = if self.up { self.read() } else { Seen::Unread { sent: self.now } };
             self.leader.hear(self.now, seen);
             self.lead();
             self.work();
@@ -494,6 +497,51 @@ fn a_dead_worker_is_taken_for_dead_after_d_and_not_before() {
     assert_eq!(world.held("w1"), 0);
 }
 
+/// Of an object that cannot be written nothing follows for workers.
+#[test]
+fn writes_that_fail_delay_no_fail_over() {
+    let mut world = World::new(3, 100);
+    world.seconds(3);
+    world.lost = usize::MAX;
+    world.hand("w1").alive = false;
+    for second in 0..9 {
+        world.put(record(second, second, 7));
+        world.second();
+    }
+    assert!(!world.late.is_empty());
+    assert_eq!(world.steals(), 1);
+}
+
+/// What was counted before counts for the next leader, if it is the same
+/// process or has read as well.
+#[test]
+fn a_new_term_counts_on() {
+    let mut world = World::new(3, 100);
+    world.seconds(3);
+    world.hand("w1").alive = false;
+    world.seconds(6);
+    let before = std::mem::replace(&mut world.leader, Leader::new(CONFIG));
+    world.elect_with(before.into_workers(), |_| {});
+    world.seconds(1);
+    assert_eq!(world.steals(), 0);
+    world.seconds(2);
+    assert_eq!(world.steals(), 1);
+    assert!(world.is_complete());
+}
+
+#[test]
+fn an_answer_that_was_overtaken_takes_nothing_back() {
+    let mut world = World::new(3, 100);
+    world.seconds(3);
+    let old = world.read();
+    world.join("w9", 1);
+    world.seconds(3);
+    world.log.clear();
+    world.leader.hear(world.now, old);
+    assert_eq!(world.leader.decide(world.now), []);
+    assert!(world.held("w9") > 0);
+}
+
 #[test]
 fn a_restarted_container_proves_the_old_process_dead_at_once() {
     let mut world = World::new(3, 100);
@@ -518,7 +566,7 @@ fn another_holder_in_a_lease_read_before_the_shard_proves_nothing() {
     world.now = world.now.after(Duration::from_millis(10));
     world.log.clear();
     world.elect();
-    world.leader.hear(world.now, Seen::Leases { sent, leases: old });
+    world.leader.hear(world.now, Seen::Leases { sent, leases: old, leader: String::new() });
     assert_eq!(world.leader.decide(world.now), []);
     world.seconds(5);
     assert_eq!(world.count(|decree| matches!(decree, Decree::GiveAway { .. })), 0);
@@ -550,9 +598,8 @@ fn an_outage_is_not_followed_by_a_mass_steal() {
     // Nor is a pause of the leader, in which it heard nothing of renewals.
     world.now = world.now.after(Duration::from_secs(100));
     assert_eq!(world.leader.decide(world.now), []);
-    let leases = world.leases.values().cloned().collect();
-    let now = world.now;
-    world.leader.hear(now, Seen::Leases { sent: now, leases });
+    let (now, read) = (world.now, world.read());
+    world.leader.hear(now, read);
     assert_eq!(world.leader.decide(now), []);
     world.seconds(10);
     assert_eq!(world.log, []);
@@ -579,8 +626,8 @@ fn a_new_worker_gets_its_share_a_few_shards_at_a_time() {
     world.seconds(3);
     world.join("w9", 1);
     world.renew();
-    let leases = world.leases.values().cloned().collect();
-    world.leader.hear(world.now, Seen::Leases { sent: world.now, leases });
+    let read = world.read();
+    world.leader.hear(world.now, read);
     let moves = world.leader.decide(world.now);
     assert!((1..=MOST_BALANCING).contains(&moves.len()), "{moves:?}");
     for decree in &moves {

@@ -246,8 +246,8 @@ impl Drama {
     async fn failed_over(&mut self, holder: &str, from: Instant) {
         let limit = self.fleet.size.dead_after + Duration::from_secs(3);
         // Says how well the API server was meanwhile: a leader that cannot
-        // read counts afresh.
-        let mut slowest = Duration::ZERO;
+        // read counts afresh, and says so.
+        let (mut slowest, doubts) = (Duration::ZERO, self.fleet.doubts());
         loop {
             let asked = Instant::now();
             let shards = self.fleet.shards().await;
@@ -267,9 +267,11 @@ impl Drama {
             sleep(Duration::from_millis(100)).await;
         }
         let took = from.elapsed();
+        let doubts = self.fleet.doubts() - doubts;
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         println!(
-            "  fail-over in {took:?}; slowest answer of the API server {slowest:?}; load {}",
+            "  fail-over in {took:?}; slowest answer of the API server {slowest:?}; \
+             doubts of the leader {doubts}; load {}",
             load.trim()
         );
         self.fail_overs.push(took);
@@ -280,7 +282,8 @@ impl Drama {
         assert!(
             took <= limit,
             "the shards of {holder} are without a worker for {took:?}, more than {limit:?}; \
-             the slowest answer of the API server took {slowest:?}\n{}",
+             the slowest answer of the API server took {slowest:?}, and the leader said {doubts} times \
+             that it cannot tell who is dead\n{}",
             self.fleet.logs()
         );
     }

@@ -330,6 +330,13 @@ impl Fleet {
         since.elapsed()
     }
 
+    /// How often leaders have said that they cannot tell who is dead.
+    pub fn doubts(&self) -> usize {
+        let running = self.controllers.iter().map(|process| process.running.text());
+        let ended = self.said.iter().map(|(_, text)| text.clone());
+        running.chain(ended).map(|text| text.matches("not sure whether workers could renew").count()).sum()
+    }
+
     /// The last words of all processes.
     pub fn logs(&self) -> String {
         let running = self.workers.iter().chain(&self.controllers);
