@@ -360,7 +360,10 @@ impl Sim {
                 self.note(|| format!("{me} ends: {exit:?}"));
                 let holds = self.api.shards.values().any(|shard| shard.holder.as_ref() == Some(&me));
                 let hindrance = self.workers[at].hindrance;
-                let hindered = hindrance.cut_until.max(hindrance.stopped_until).max(self.well_since) + 5_000;
+                // What it was given in the meantime it knows when its watch is back: a
+                // list that was begun too early is waited for, then there is a pause.
+                let back = 5_000 + 1_000 + 1_000;
+                let hindered = hindrance.cut_until.max(hindrance.stopped_until).max(self.well_since) + back;
                 if exit == Exit::Left && holds && hindered < self.now {
                     self.breaks(format!("{me} says that it left everything, and holds shards"));
                 }
