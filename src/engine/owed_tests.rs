@@ -29,7 +29,9 @@ impl LedgerStore for Disk {
         Box::pin(async move {
             self.commits.fetch_add(1, Ordering::SeqCst);
             let mut written = ledger.clone();
-            changes.iter().for_each(|change| written.apply(change));
+            for change in &changes {
+                written.apply(change);
+            }
             let fails =
                 self.fails.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
             if fails.is_err() || self.carries_out {
