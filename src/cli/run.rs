@@ -13,6 +13,7 @@ use super::progress::Progress;
 use super::{Exit, Run as Arguments, table};
 use crate::domain::work::LogLevel;
 use crate::engine::Engine;
+use crate::engine::owed::{Always, Owing};
 use crate::engine::ports::{Observer, Stage};
 use crate::local::identity;
 use crate::local::ledger::FileLedgers;
@@ -109,7 +110,7 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     let secrets = configuration.secrets.clone();
     let watching = progress.clone().map(|progress| progress as Arc<dyn Observer>);
     let (observer, heard) = Relay::new(Arc::clone(&metrics), watching);
-    let ledgers = Arc::new(FileLedgers::new(Arc::clone(&state)));
+    let ledgers = Arc::new(Owing::new(Arc::new(FileLedgers::new(Arc::clone(&state))), Always));
     let trace_key = identity::trace_key(&state).map_err(|error| misconfigured(&error))?;
     let engine: Engine = process::engine(secrets.clone(), ledgers, Arc::new(observer), trace_key);
     let statuses = StatusStore::new(Arc::clone(&state));

@@ -39,6 +39,14 @@ pub(super) struct Batch {
     hasty: u32,
     running: Option<Pending<'static, Done>>,
     in_commit: usize,
+    /// Of the ledger.
+    salt: [u8; 16],
+    /// What became of messages that were handed over and is not durable; the
+    /// first so many of them are in the running commit.
+    outcomes: Vec<Change>,
+    outcomes_in_commit: usize,
+    /// A commit failed: no other is begun.
+    failed: bool,
 }
 
 impl Batch {
@@ -54,6 +62,7 @@ impl Batch {
             observer,
             key,
             checkpoint,
+            salt: ledger.salt(),
             ledger: Some(ledger),
             changes: Vec::new(),
             numbers: Vec::new(),
@@ -65,6 +74,9 @@ impl Batch {
             hasty: 0,
             running: None,
             in_commit: 0,
+            outcomes: Vec::new(),
+            outcomes_in_commit: 0,
+            failed: false,
         }
     }
 
@@ -73,8 +85,19 @@ impl Batch {
         self.ledger.as_ref()
     }
 
+    /// Adds what became of a message that was handed over. No survey finds
+    /// that out again: should the batch end without having committed it, it is
+    /// owed to the store.
+    pub(super) fn add_outcome(&mut self, change: Change, delete: Option<u32>) {
+        self.outcomes.push(change.clone());
+        self.add(change, delete);
+    }
+
     /// Adds a change; message `delete` is to be deleted once it is durable.
     pub(super) fn add(&mut self, change: Change, delete: Option<u32>) {
+        if self.failed {
+            return;
+        }
         self.changes.push(change);
         self.numbers.extend(delete);
         self.last = Instant::now();
@@ -88,6 +111,9 @@ impl Batch {
 
     /// How many more messages may be handed over while `handed` are out.
     pub(super) fn room(&self, handed: usize) -> usize {
+        if self.failed {
+            return 0;
+        }
         (self.checkpoint.messages.max(1) as usize).saturating_sub(handed + self.uncommitted())
     }
 
@@ -147,6 +173,7 @@ impl Batch {
         let changes = std::mem::take(&mut self.changes);
         let numbers = std::mem::take(&mut self.numbers);
         self.in_commit = changes.len();
+        self.outcomes_in_commit = self.outcomes.len();
         if let (Some(since), Ok(gaps @ 1..)) =
             (self.since.take(), u32::try_from(changes.len().saturating_sub(1)))
         {
@@ -186,7 +213,18 @@ impl Batch {
         self.took = (self.took + took) / 2;
         self.in_commit = 0;
         self.ledger = Some(ledger);
-        result.map(|()| numbers)
+        let committed = std::mem::take(&mut self.outcomes_in_commit);
+        if let Err(error) = result {
+            // It may have gone through all the same, and then this ledger is
+            // no longer what the store holds: whoever goes on reads it anew.
+            self.failed = true;
+            self.changes.clear();
+            self.numbers.clear();
+            self.since = None;
+            return Err(error);
+        }
+        self.outcomes.drain(..committed);
+        Ok(numbers)
     }
 
     /// Commits all that is left.
@@ -199,6 +237,15 @@ impl Batch {
             numbers.append(&mut self.committed().await?);
         }
         Ok(numbers)
+    }
+}
+
+/// However a poll ends.
+impl Drop for Batch {
+    fn drop(&mut self) {
+        if !self.outcomes.is_empty() {
+            self.store.owe(&self.key, self.salt, std::mem::take(&mut self.outcomes));
+        }
     }
 }
 

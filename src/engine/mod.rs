@@ -9,6 +9,7 @@
 
 mod batch;
 mod incoming;
+pub mod owed;
 mod plan;
 mod poll;
 pub mod ports;

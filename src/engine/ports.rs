@@ -75,6 +75,15 @@ pub trait LedgerStore: Send + Sync {
         ledger: &'a mut Ledger,
         changes: Vec<Change>,
     ) -> Pending<'a, Result<(), LedgerError>>;
+
+    /// Takes what a session could not commit before it was cut off, or whose
+    /// commit failed: what became of messages that the destination has, of the
+    /// ledger with this `salt`. Whether the store holds some of it is unknown.
+    /// Returns at once. A store that forgets it, as this does, has these
+    /// messages delivered again.
+    fn owe(&self, key: &RecordKey, salt: [u8; 16], changes: Vec<Change>) {
+        let _ = (key, salt, changes);
+    }
 }
 
 /// Why a ledger could not be read or written.

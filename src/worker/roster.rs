@@ -10,9 +10,10 @@ use tokio::sync::{Notify, watch};
 use super::fence::Fence;
 use crate::api::Sliced;
 use crate::domain::shards::ShardId;
-use crate::domain::shards::holding::{Heard, Member, Order};
+use crate::domain::shards::holding::{Heard, Member, Order, Settling};
 use crate::domain::shards::timing::Boot;
 use crate::domain::work::{RecordKey, WorkItem};
+use crate::engine::owed::Tenure;
 use crate::engine::ports::Stage;
 
 /// A record of a shard that this worker holds.
@@ -213,6 +214,18 @@ impl Roster {
         Some(Right { uid: Arc::clone(&entry.uid), shard: entry.shard, epoch })
     }
 
+    /// Whether what the record's session, which counts as open, left
+    /// uncommitted when it was cut off may be committed.
+    pub fn may_settle(&self, key: &RecordKey) -> Settling {
+        let now = self.fence.now();
+        let state = self.state();
+        let Some(Open { right, .. }) = state.sessions.get(key) else { return Settling::Never };
+        match state.member.may_settle(right.shard, right.epoch, now) {
+            Settling::Now if !self.fence.is_open() => Settling::Later,
+            settling => settling,
+        }
+    }
+
     /// Tells sessions how far they may go; those of one shard, or all.
     pub fn tell(&self, shard: Option<ShardId>, stage: Stage) {
         for open in self.state().sessions.values() {
@@ -237,6 +250,14 @@ impl Roster {
     /// Whether the record has a session open under the shard's right.
     pub fn is_open(&self, key: &RecordKey, shard: ShardId) -> bool {
         self.state().sessions.get(key).is_some_and(|open| open.right.shard == shard)
+    }
+}
+
+impl Tenure for Roster {
+    type Right = Right;
+
+    fn right(&self, key: &RecordKey) -> Option<Right> {
+        self.right(key)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::domain::shards::holding::{Exit, Member};
 use crate::domain::shards::timing::{Timing, TimingError};
 use crate::domain::work::RecordKey;
 use crate::engine::Engine;
+use crate::engine::owed::Owing;
 use crate::engine::ports::{LedgerStore, Secrets, Stage};
 use crate::engine::sink::{MailPool, Sinks};
 use crate::k8s::client::{Cluster, boot_now};
@@ -132,7 +133,7 @@ pub async fn run(
     let (observer, answers) = Relay::new(Arc::clone(&metrics), None);
     let ledgers =
         ConfigMapLedgers::new(client.clone(), Arc::new(roster.clone())).with_shards_in(&cluster.namespace);
-    let ledgers = Arc::new(ledgers.with_shards_in(&cluster.namespace));
+    let ledgers = Arc::new(Owing::new(Arc::new(ledgers), roster.clone()));
     let (desired, mut wishes) = mpsc::channel(1);
     let (end, ended) = watch::channel(Stage::Running);
     let shards: Api<RpopShard> = Api::namespaced(client.clone(), &cluster.namespace);
@@ -142,9 +143,9 @@ pub async fn run(
         // The first wish comes when the settings are known.
         let Some(first) = wishes.recv().await else { return };
         let trace_key = identity::trace_key(&shards).await;
-        let engine = engine(secrets, ledgers, observer, trace_key, options.host_name);
+        let engine = engine(secrets, Arc::clone(&ledgers) as _, observer, trace_key, options.host_name);
         let parts = Parts {
-            poller: Arc::new(Gate::new(Arc::new(engine), roster)),
+            poller: Arc::new(Gate::new(Arc::new(engine), roster, ledgers)),
             metrics,
             health,
             audience: Arc::clone(&reporter) as _,

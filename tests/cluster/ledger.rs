@@ -2,6 +2,7 @@
 
 mod damage;
 mod gate;
+mod owed;
 mod owners;
 
 use std::collections::HashMap;

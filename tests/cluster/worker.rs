@@ -1,6 +1,7 @@
 //! `rpop worker` on a real API server, under its own rights and policies, with
 //! a leader that the test plays.
 
+mod accepted;
 mod stage;
 
 use std::time::Duration;

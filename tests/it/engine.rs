@@ -14,6 +14,7 @@ use rpop::domain::work::{
     Remote, SecretKind, SecretRef, Settings, TlsMode, TlsPolicy, WorkItem,
 };
 use rpop::engine::Engine;
+use rpop::engine::owed::{Always, Owing};
 use rpop::engine::ports::{LedgerError, LedgerStore, Pending, SecretError, Secrets, Stage, Unobserved};
 use rpop::engine::report::Report;
 use rpop::engine::sink::MailPool;
@@ -40,6 +41,10 @@ struct Memory {
     ledgers: Mutex<HashMap<RecordKey, Ledger>>,
     commits: AtomicUsize,
     fails: AtomicBool,
+    /// Commits are carried out, and their answers lost.
+    loses_answers: AtomicBool,
+    /// Commits are not answered at all.
+    hangs: AtomicBool,
 }
 
 impl LedgerStore for Memory {
@@ -56,14 +61,22 @@ impl LedgerStore for Memory {
     ) -> Pending<'a, Result<(), LedgerError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
+            if self.hangs.load(Ordering::SeqCst) {
+                return std::future::pending().await;
+            }
             if self.fails.load(Ordering::SeqCst) {
                 return Err(LedgerError::Unavailable("the disk is full".into()));
             }
             self.commits.fetch_add(1, Ordering::SeqCst);
+            let mut written = ledger.clone();
             for change in &changes {
-                ledger.apply(change);
+                written.apply(change);
             }
-            self.ledgers.lock().unwrap().insert(key.clone(), ledger.clone());
+            self.ledgers.lock().unwrap().insert(key.clone(), written.clone());
+            if self.loses_answers.load(Ordering::SeqCst) {
+                return Err(LedgerError::Unavailable("the store does not answer".into()));
+            }
+            *ledger = written;
             Ok(())
         })
     }
@@ -88,7 +101,7 @@ impl Bench {
             sink: Arc::new(MailPool::new(Arc::clone(&connector), Arc::clone(&secrets), "test.host".into())),
             connector,
             secrets,
-            ledgers: Arc::clone(&memory) as _,
+            ledgers: Arc::new(Owing::new(Arc::clone(&memory) as _, Always)),
             observer: Arc::new(Unobserved),
             host_name: "test.host".into(),
             trace_key: [9; 16],
@@ -234,6 +247,79 @@ async fn no_more_is_handed_over_than_a_checkpoint_allows() {
     assert_eq!(report.result.unwrap_err().code, Code::LedgerUnwritable);
     assert!((1..=7).contains(&to.accepted()), "{} accepted", to.accepted());
     assert_eq!(from.uids().len(), 100, "nothing is deleted that is not committed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_accepted_and_could_not_be_committed_is_not_delivered_again() {
+    for leave in [false, true] {
+        let from = Pop3::new().generated("m", 60, 500).start();
+        let to = Smtp::new().start();
+        let mut bench = Bench::new(&from, &to);
+        bench.item.leave = leave;
+        bench.memory.fails.store(true, Ordering::SeqCst);
+        let report = bench.poll().await;
+        assert_eq!(report.result.unwrap_err().code, Code::LedgerUnwritable);
+        let accepted = to.accepted();
+        assert!((1..=20).contains(&accepted), "{accepted} accepted");
+        // As long as they cannot be remembered nothing else is done.
+        let report = bench.poll().await;
+        assert_eq!(report.result.unwrap_err().code, Code::LedgerUnwritable);
+        assert_eq!(to.accepted(), accepted);
+
+        bench.memory.fails.store(false, Ordering::SeqCst);
+        bench.memory.loses_answers.store(true, Ordering::SeqCst);
+        let report = bench.poll().await;
+        assert_eq!(report.result.unwrap_err().code, Code::LedgerUnwritable, "nobody knows");
+        bench.memory.loses_answers.store(false, Ordering::SeqCst);
+        bench.poll_well().await;
+        once_each(&to, 60);
+        assert_eq!(from.uids().len(), if leave { 60 } else { 0 });
+    }
+}
+
+/// A worker that fences itself drops its polls wherever they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_that_is_dropped_repeats_nothing_that_was_accepted() {
+    let from = Pop3::new().generated("m", 60, 500).start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    bench.memory.hangs.store(true, Ordering::SeqCst);
+    {
+        let poll = bench.poll();
+        tokio::pin!(poll);
+        // All that may be out is; the commit of a part of it is under way.
+        while to.accepted() < 20 {
+            tokio::select! {
+                report = &mut poll => panic!("{report:?}"),
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+        }
+        // The last answers arrive, and nobody has looked at them.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    bench.memory.hangs.store(false, Ordering::SeqCst);
+    assert_eq!(bench.memory.commits.load(Ordering::SeqCst), 0);
+    bench.poll_well().await;
+    once_each(&to, 60);
+    assert_eq!(from.uids().len(), 0);
+}
+
+/// What a survey found is found again: it may be another's wish by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_was_not_committed_is_thought_over() {
+    let from = Pop3::new().generated("m", 5, 500).start();
+    let to = Smtp::new().start();
+    let mut bench = Bench::new(&from, &to);
+    bench.item.leave = true;
+    bench.poll_well().await;
+    (bench.item.leave, bench.item.delete_seen) = (false, true);
+    bench.memory.fails.store(true, Ordering::SeqCst);
+    assert!(bench.poll().await.result.is_err());
+    bench.memory.fails.store(false, Ordering::SeqCst);
+    (bench.item.leave, bench.item.delete_seen) = (true, false);
+    bench.poll_well().await;
+    assert_eq!(from.uids().len(), 5);
+    once_each(&to, 5);
 }
 
 // quirks: "A body containing `\n.\r\n` followed by text that looks like `+OK …`"

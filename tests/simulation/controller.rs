@@ -210,7 +210,7 @@ impl Sim {
                 }
             }
             Inbound::Change(change) => self.leader_hears(at, seen(change)),
-            Inbound::Poll(..) | Inbound::Step(..) => {}
+            Inbound::Poll(..) | Inbound::Step(..) | Inbound::Settle(_) => {}
         }
         self.decide(at);
     }

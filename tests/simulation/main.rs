@@ -20,6 +20,7 @@ mod answers;
 mod api;
 mod controller;
 mod node;
+mod owed;
 mod sight;
 mod sim;
 mod trouble;
@@ -158,6 +159,8 @@ fn outlives_outages(timing: Timing) {
             assert_eq!(sim.unpolled_since(from).len(), 0, "after {span} ms\n{}", sim.story(60));
         }
     }
+    assert!(sim.counts.settled > 0, "nobody was cut off amid a batch: {:?}", sim.counts);
+    assert_eq!(sim.counts.repeated, 0, "what was accepted is not delivered again\n{}", sim.story(60));
 }
 
 #[test]

@@ -10,6 +10,8 @@ use rpop::domain::shards::timing::Boot;
 use rpop::domain::shards::{Incarnation, ShardId};
 use rpop::domain::work::RecordKey;
 
+use super::owed::Debt;
+
 /// A clock that started at its own time and is a little fast or slow.
 #[derive(Clone, Copy)]
 pub struct Clock {
@@ -96,6 +98,7 @@ pub struct Worker {
     pub hindrance: Hindrance,
     pub registered: bool,
     pub sessions: BTreeMap<RecordKey, Session>,
+    pub owed: BTreeMap<RecordKey, Debt>,
     pub followed: BTreeMap<ShardId, Followed>,
     /// Requests under way, with what their answer is for.
     pub pending: HashMap<u64, Pending>,
@@ -122,6 +125,7 @@ pub enum Pending {
     Follow(ShardId, i64),
     Write(ShardId, String),
     Commit(RecordKey, u64),
+    Settle(RecordKey),
     List,
 }
 

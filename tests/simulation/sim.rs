@@ -51,6 +51,7 @@ pub enum Inbound {
     Watch,
     Poll(RecordKey, ShardId, i64),
     Step(RecordKey, u64),
+    Settle(RecordKey),
 }
 
 /// What has happened, counted.
@@ -60,6 +61,7 @@ pub struct Counts {
     pub polls: u64,
     pub messages: u64,
     pub repeated: u64,
+    pub settled: u64,
     pub steals: u64,
     pub given: u64,
     pub handed: u64,
@@ -197,6 +199,7 @@ impl Sim {
             hindrance: Hindrance::default(),
             registered: false,
             sessions: BTreeMap::new(),
+            owed: BTreeMap::new(),
             followed: BTreeMap::new(),
             pending: HashMap::new(),
             watching: false,

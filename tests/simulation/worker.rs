@@ -38,6 +38,9 @@ impl Sim {
         let (me, now) = (self.workers[at].me(), self.now);
         self.note(|| format!("{me} is gone"));
         self.drop_sessions(at, |_| true);
+        for (_, debt) in std::mem::take(&mut self.workers[at].owed) {
+            self.abort(debt.batch);
+        }
         let worker = &mut self.workers[at];
         worker.member = None;
         worker.life += 1;
@@ -58,9 +61,7 @@ impl Sim {
         for key in keys {
             let session = self.workers[at].sessions.remove(&key).expect("it was there");
             if session.stage == Stage::Fetched {
-                for message in session.batch {
-                    *self.aborted.entry(message).or_default() += 1;
-                }
+                self.abort(session.batch);
             }
         }
     }
@@ -86,10 +87,11 @@ impl Sim {
             Inbound::Change(change) => self.worker_sees(at, change),
             Inbound::Poll(key, shard, epoch) => self.poll(at, key, shard, epoch),
             Inbound::Step(key, id) => self.step(at, key, id),
+            Inbound::Settle(key) => self.settle(at, &key),
         }
     }
 
-    fn worker_request(&mut self, at: usize, deadline: u64, pending: Pending, call: Call) {
+    pub fn worker_request(&mut self, at: usize, deadline: u64, pending: Pending, call: Call) {
         let (id, who) = (self.id(), Who::Worker(at, self.workers[at].life));
         self.workers[at].pending.insert(id, pending);
         self.request(who, id, deadline, call);
@@ -121,11 +123,12 @@ impl Sim {
             Pending::Commit(key, id) => {
                 let live = self.workers[at].sessions.get(&key).is_some_and(|session| session.id == id);
                 if live {
-                    // Nobody knows: the next session reads the ledger anew.
-                    self.drop_sessions(at, |session| session.id == id);
+                    // Nobody knows: the ledger is read anew.
+                    self.cut_off(at, |session| session.id == id);
                     self.drained(at);
                 }
             }
+            Pending::Settle(key) => self.settle(at, &key),
             Pending::List => {
                 self.workers[at].watching = false;
                 let who = Who::Worker(at, self.workers[at].life);
@@ -185,6 +188,10 @@ impl Sim {
                     self.drained(at);
                 }
             }
+            (Pending::Settle(key), Answered::Committed(version)) => match version {
+                Some(_) => self.settled(at, &key),
+                None => self.settle(at, &key),
+            },
             (Pending::List, Answered::All(shards, slices)) => {
                 for shard in shards {
                     self.worker_sees(at, Change::Shard(shard));
@@ -219,7 +226,9 @@ impl Sim {
     fn slices_read(&mut self, at: usize, shard: ShardId) {
         let worker = &mut self.workers[at];
         let Some(followed) = worker.followed.get_mut(&shard) else { return };
-        let idle = worker.sessions.iter().all(|(key, session)| session.shard != shard || followed.names(key));
+        let open = worker.sessions.iter().map(|(key, session)| (key, session.shard));
+        let mut open = open.chain(worker.owed.iter().map(|(key, debt)| (key, debt.shard)));
+        let idle = open.all(|(key, of)| of != shard || followed.names(key));
         if !followed.is_complete() || !idle {
             return;
         }
@@ -339,7 +348,7 @@ impl Sim {
             }
             Order::AbortAll | Order::CloseAll => {
                 self.note(|| format!("{me} drops all sessions"));
-                self.drop_sessions(at, |_| true);
+                self.cut_off(at, |_| true);
                 for followed in self.workers[at].followed.values_mut() {
                     followed.started = false;
                 }
@@ -356,7 +365,10 @@ impl Sim {
                 self.note(|| format!("{me} ends: {exit:?}"));
                 let holds = self.api.shards.values().any(|shard| shard.holder.as_ref() == Some(&me));
                 let hindrance = self.workers[at].hindrance;
-                let hindered = hindrance.cut_until.max(hindrance.stopped_until).max(self.well_since) + 5_000;
+                // What it was given in the meantime it knows when its watch is back: a
+                // list that was begun too early is waited for, then there is a pause.
+                let back = 5_000 + 1_000 + 1_000;
+                let hindered = hindrance.cut_until.max(hindrance.stopped_until).max(self.well_since) + back;
                 if exit == Exit::Left && holds && hindered < self.now {
                     self.breaks(format!("{me} says that it left everything, and holds shards"));
                 }
@@ -374,11 +386,12 @@ impl Sim {
     }
 
     /// Which drains are at their end?
-    fn drained(&mut self, at: usize) {
+    pub fn drained(&mut self, at: usize) {
         let worker = &mut self.workers[at];
         let mut done = Vec::new();
         for (&shard, followed) in &mut worker.followed {
-            let busy = worker.sessions.values().any(|session| session.shard == shard);
+            let busy = worker.sessions.values().any(|session| session.shard == shard)
+                || worker.owed.values().any(|debt| debt.shard == shard);
             if followed.draining && !busy {
                 followed.draining = false;
                 done.push((shard, followed.epoch));
@@ -407,7 +420,8 @@ impl Sim {
         let last = self.drops[&key].last_login;
         let allowed = member.may_poll(shard, worker.clock.at(now));
         self.after(POLL, Event::Hear(who, Inbound::Poll(key.clone(), shard, epoch)));
-        if allowed != Some(epoch) || now < last + POLL / 2 {
+        let owes = self.workers[at].owed.contains_key(&key);
+        if allowed != Some(epoch) || owes || now < last + POLL / 2 {
             return;
         }
         self.counts.polls += 1;
@@ -502,11 +516,11 @@ impl Sim {
                     let times = self.delivered.get(&message).copied().unwrap_or(0);
                     // A process that is stopped does not know yet that its batch is void.
                     let void = self.workers.iter().enumerate().filter(|(other, worker)| {
-                        let theirs = worker.sessions.get(&key);
-                        *other != at
-                            && theirs.is_some_and(|theirs| {
-                                theirs.stage == Stage::Fetched && theirs.batch.contains(&message)
-                            })
+                        let theirs = worker.sessions.get(&key).is_some_and(|theirs| {
+                            theirs.stage == Stage::Fetched && theirs.batch.contains(&message)
+                        });
+                        let owed = worker.owed.get(&key).is_some_and(|debt| debt.batch.contains(&message));
+                        *other != at && (theirs || owed)
                     });
                     let void = u32::try_from(void.count()).unwrap();
                     let aborted = self.aborted.get(&message).copied().unwrap_or(0) + void;

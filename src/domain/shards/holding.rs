@@ -194,6 +194,17 @@ pub enum Order {
     Exit(Exit),
 }
 
+/// What [`Member::may_settle`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settling {
+    /// It may.
+    Now,
+    /// The worker does not know whether it counts as alive: perhaps later.
+    Later,
+    /// Others may have polled since, or the shard is to go now.
+    Never,
+}
+
 /// Why the process shall end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Exit {
@@ -321,6 +332,22 @@ impl Member {
         let holding = self.shards.get(&shard)?;
         let open = matches!(holding.phase, Phase::Polling | Phase::Draining { .. });
         (open && !self.exited).then_some(holding.seen.epoch)
+    }
+
+    /// Whether what a session of `shard` that was cut off in this `epoch` left
+    /// uncommitted may be committed at `now`: while the shard has been held
+    /// ever since, also while it drains, and only while polls could begin.
+    pub fn may_settle(&self, shard: ShardId, epoch: i64, now: Boot) -> Settling {
+        let held = self.shards.get(&shard).is_some_and(|holding| {
+            let open = matches!(holding.phase, Phase::Polling | Phase::Draining { aborted: false, .. });
+            open && holding.seen.epoch == epoch
+        });
+        match self.fence.standing(now) {
+            _ if !held || self.exited => Settling::Never,
+            Standing::Lost => Settling::Never,
+            Standing::Valid => Settling::Now,
+            Standing::Fenced | Standing::Closed => Settling::Later,
+        }
     }
 
     /// How far the worker has stopped itself at `now`.

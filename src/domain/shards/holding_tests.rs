@@ -218,6 +218,40 @@ fn a_worker_that_fenced_itself_and_was_not_stolen_goes_on() {
 }
 
 #[test]
+fn what_was_cut_off_is_committed_by_whoever_holds_the_shard_ever_since() {
+    let mut member = polling();
+    assert_eq!(member.may_settle(SHARD, 3, Boot(F - 1)), Settling::Now);
+    assert_eq!(member.may_settle(SHARD, 2, Boot(F - 1)), Settling::Never, "another epoch's");
+    assert_eq!(member.may_settle(ShardId(1), 3, Boot(F - 1)), Settling::Never);
+    // Whether or not anybody told it that time has passed.
+    assert_eq!(member.may_settle(SHARD, 3, Boot(F)), Settling::Later);
+    told(&mut member, F + 60_000, Heard::Tick);
+    assert_eq!(member.may_settle(SHARD, 3, Boot(F + 60_000)), Settling::Later);
+    told(&mut member, F + 60_000, renewed(F + 59_000, Renewed::Ok));
+    assert_eq!(member.may_settle(SHARD, 3, Boot(F + 60_000)), Settling::Now);
+    // Wanted elsewhere: before it is handed over, and for no longer than any
+    // other session may last.
+    let since = F + 60_000;
+    told(&mut member, since, Heard::Shard(shard(12, Some(other()), Some(me()), 3)));
+    assert_eq!(member.may_settle(SHARD, 3, Boot(since)), Settling::Now);
+    told(&mut member, since + 29_000, renewed(since + 28_900, Renewed::Ok));
+    let mut late = member.clone();
+    assert_eq!(told(&mut late, since + 30_000, Heard::Tick), [Order::Abort(SHARD)]);
+    assert_eq!(late.may_settle(SHARD, 3, Boot(since + 30_000)), Settling::Never);
+    told(&mut member, since + 29_500, Heard::Drained { shard: SHARD, epoch: 3 });
+    assert_eq!(member.may_settle(SHARD, 3, Boot(since + 29_500)), Settling::Never);
+    // Stolen meanwhile.
+    let mut member = polling();
+    told(&mut member, F, Heard::Tick);
+    told(&mut member, F + 1, renewed(F, Renewed::Lost));
+    assert_eq!(member.may_settle(SHARD, 3, Boot(F + 1)), Settling::Never);
+    // Given to another and back.
+    let mut member = polling();
+    told(&mut member, 10, Heard::Shard(shard(13, Some(me()), Some(me()), 5)));
+    assert_eq!(member.may_settle(SHARD, 3, Boot(10)), Settling::Never);
+}
+
+#[test]
 fn whoever_wakes_up_looks_at_the_clock_first() {
     // Stopped for 40 s; what it hears first is news that would start it again.
     let mut member = polling();

@@ -289,13 +289,7 @@ impl<'a> Transfer<'a> {
                 Step::Outcome(outcome) => self.on_outcome(outcome),
                 Step::CourierGone => self.on_courier_gone(),
                 Step::Committed(Ok(numbers)) => self.deletions.extend(numbers),
-                Step::Committed(Err(error)) => {
-                    // What is not handed over yet must stay so: nobody would
-                    // remember it.
-                    let error = ledger_error(&error);
-                    self.fail(error.code, &error.message);
-                    return Err(error);
-                }
+                Step::Committed(Err(error)) => return Err(self.on_uncommitted(&error)),
                 Step::StreamGone(sender) => self.on_stream_gone(&sender),
                 Step::Event(Ok(event)) => {
                     if let Some(end) = self.on_event(event).await? {
@@ -633,6 +627,15 @@ impl<'a> Transfer<'a> {
             Ok(_) => tracing::warn!(record = %self.context.item.key,
                 "the server refused QUIT: what it should delete is deleted by the next poll"),
             Err(error) => tracing::debug!(record = %self.context.item.key, "no answer to QUIT: {error}"),
+        }
+    }
+}
+
+/// A session that is cut off has heard what was said of its messages by then.
+impl Drop for Transfer<'_> {
+    fn drop(&mut self) {
+        while let Ok(outcome) = self.courier.outcomes.try_recv() {
+            self.on_outcome(outcome);
         }
     }
 }

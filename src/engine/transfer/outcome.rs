@@ -2,7 +2,7 @@
 //! the ledger is told of them.
 
 use super::super::incoming::{Fetch, Taken};
-use super::super::ports::{Outcome, Undelivered, Verdict};
+use super::super::ports::{LedgerError, Outcome, Undelivered, Verdict};
 use super::super::report::{PollError, Scope};
 use super::{DEFERRALS, Handed, REFUSALS, Transfer, ledger_error};
 use crate::domain::code::Code;
@@ -46,8 +46,10 @@ impl Transfer<'_> {
 
     async fn is_known_without_uid(&mut self, taken: &Taken) -> Result<bool, PollError> {
         while self.batch.is_running() {
-            let numbers = self.batch.committed().await.map_err(|error| ledger_error(&error))?;
-            self.deletions.extend(numbers);
+            match self.batch.committed().await {
+                Ok(numbers) => self.deletions.extend(numbers),
+                Err(error) => return Err(self.on_uncommitted(&error)),
+            }
         }
         let hash = self.context.keys.hash(&taken.fetch.uid_of(taken.digest));
         let known = self.batch.ledger().is_some_and(|ledger| {
@@ -86,9 +88,9 @@ impl Transfer<'_> {
         if fetch.prior.is_some() && !fetch.ambiguous {
             // Some servers serve other octets at each retrieval: an earlier
             // try must not stay beside this one.
-            self.batch.add(Change::Forget { hash: fetch.hash }, None);
+            self.batch.add_outcome(Change::Forget { hash: fetch.hash }, None);
         }
-        self.batch.add(Change::Put { uid: fetch.uid_of(digest), entry }, delete);
+        self.batch.add_outcome(Change::Put { uid: fetch.uid_of(digest), entry }, delete);
     }
 
     pub(super) fn on_outcome(&mut self, outcome: Outcome) {
@@ -206,6 +208,13 @@ impl Transfer<'_> {
         if fetch.uid.is_some() {
             self.put(fetch, taken, state, None);
         }
+    }
+
+    /// What is not handed over yet must stay so: nobody would remember it.
+    pub(super) fn on_uncommitted(&mut self, error: &LedgerError) -> PollError {
+        let error = ledger_error(error);
+        self.fail(error.code, &error.message);
+        error
     }
 
     pub(super) fn fail(&mut self, code: Code, message: &str) {

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 use super::file::Fault;
 use super::*;
 use crate::domain::ledger::{Entry, State};
+use crate::engine::owed::{Always, Owing};
 
 pub(super) fn key(name: &str) -> RecordKey {
     RecordKey { namespace: "mail".into(), name: name.into() }
@@ -295,6 +296,26 @@ async fn a_first_commit_that_failed_is_repeated() {
         assert!(ledger.is_empty());
         here.commit(&mut ledger, puts(0..2)).await;
         assert_eq!(all(&here.load().await), all(&ledger));
+    }
+}
+
+/// A disk that fails behind the delivery: the next poll of the same process
+/// begins with what was accepted.
+#[tokio::test]
+async fn what_a_failed_commit_would_have_said_is_in_the_file_before_the_next_poll() {
+    for faults in [&[Fault::Write(5)][..], &[Fault::Sync], &[Fault::Sync, Fault::Truncate]] {
+        let here = Fixture::new();
+        let ledgers = Owing::new(Arc::new(here.ledgers.clone()), Always);
+        let mut ledger = ledgers.load(&key("a")).await.unwrap();
+        ledgers.reserve(&key("a"), &mut ledger, 2000).await.unwrap();
+        here.fail(faults);
+        ledgers.commit(&key("a"), &mut ledger, puts(0..3)).await.unwrap_err();
+        ledgers.owe(&key("a"), ledger.salt(), puts(0..5));
+        here.fail(&[Fault::Sync]);
+        let error = ledgers.load(&key("a")).await.unwrap_err();
+        assert!(matches!(error, LedgerError::Unavailable(_)), "{error}");
+        assert_eq!(ledgers.load(&key("a")).await.unwrap().len(), 5);
+        assert_eq!(here.load().await.len(), 5);
     }
 }
 
