@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::work::digest;
 use crate::domain::envelope::Mailbox;
-use crate::domain::work::{Destination, Limits, OnReject, OnUidChange, RecordKey, Remote, WorkItem};
+use crate::domain::work::{Destination, Limits, OnReject, OnUidChange, RecordKey, Remote, Unified, WorkItem};
 
 /// The format of items that this build writes, and the newest that it reads.
 pub const SLICE_FORMAT: u32 = 1;
@@ -103,6 +103,9 @@ pub struct SliceItem {
     /// The address to connect from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_address: Option<IpAddr>,
+    /// The record is a unified domain-wide account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unified: Option<Arc<Unified>>,
     /// Over how many shards the records of its host are spread: a worker has
     /// that part of the host's connections for each of them that it holds.
     #[serde(default = "one", skip_serializing_if = "is_one")]
@@ -182,6 +185,7 @@ impl SliceItem {
             on_reject: work.on_reject,
             on_uid_change: work.on_uid_change,
             source_address: work.source_address,
+            unified: work.unified.clone(),
             factor: 1,
             past,
         }
@@ -208,6 +212,7 @@ impl SliceItem {
             on_reject: self.on_reject,
             on_uid_change: self.on_uid_change,
             source_address: self.source_address,
+            unified: self.unified,
         };
         let factor = self.factor.max(1);
         Ok(Sliced { item, uid: self.uid, generation: self.generation, factor, past: self.past })
@@ -309,6 +314,7 @@ mod tests {
             on_reject: OnReject::Postmaster,
             on_uid_change: OnUidChange::MatchMessageId,
             source_address: Some("192.0.2.1".parse().unwrap()),
+            unified: None,
         }
     }
 

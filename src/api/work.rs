@@ -127,6 +127,7 @@ pub(crate) fn record(
                     api::OnUidChange::MatchMessageId => OnUidChange::MatchMessageId,
                 },
                 source_address: None,
+                unified: None,
                 key,
             })
         }

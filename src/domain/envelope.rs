@@ -3,10 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// A mail address that is safe inside `<…>` of MAIL FROM or RCPT TO: RFC 5321
 /// `Mailbox`, or with UTF-8 its RFC 6531 form. No control characters, spaces
 /// only inside a quoted local part, at most 64 + 1 + 255 octets.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Mailbox {
     text: Arc<str>,
     at: usize,
@@ -128,6 +131,20 @@ fn valid_domain(domain: &str) -> bool {
                 c.is_ascii_alphanumeric() || matches!(c, '-' | '_') || (!c.is_ascii() && !c.is_control())
             })
     })
+}
+
+impl TryFrom<String> for Mailbox {
+    type Error = MailboxError;
+
+    fn try_from(text: String) -> Result<Self, MailboxError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Mailbox> for String {
+    fn from(mailbox: Mailbox) -> Self {
+        mailbox.as_str().to_owned()
+    }
 }
 
 impl fmt::Display for Mailbox {

@@ -60,6 +60,58 @@ pub struct WorkItem {
     pub on_uid_change: OnUidChange,
     /// The local address to connect from.
     pub source_address: Option<IpAddr>,
+    /// The maildrop collects mail of several accounts (`spec.special`): whom a
+    /// message is for, its header says.
+    pub unified: Option<Arc<Unified>>,
+}
+
+/// What a unified domain-wide account needs to know. Owns all of it: an item
+/// is whole without the objects that it was made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unified {
+    /// Where the recipients of a message stand.
+    pub special: Special,
+    /// With a header: addresses of other domains count too.
+    #[serde(default)]
+    pub relay_foreign: bool,
+    /// With `*`: copies of a message are recognised, and one is delivered.
+    pub deduplicate: bool,
+    /// Where mail for our own domains goes; each name is in one of them.
+    pub domains: Vec<LocalDomains>,
+    /// The postmaster of the Main Domain, who gets what is for nobody else.
+    pub postmaster: Mailbox,
+}
+
+/// `spec.special`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Special {
+    /// In all fields of this name; the name without its colon.
+    Header(Arc<str>),
+    /// `*`: in To, Cc and Bcc, or in the Resent- ones where there are any.
+    Addressees,
+}
+
+/// Domains whose mail goes the same way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalDomains {
+    /// Names and aliases, in lower case and sorted.
+    pub names: Vec<Arc<str>>,
+    /// Where their mail goes; `domain` is the first of them.
+    pub destination: Arc<Destination>,
+}
+
+impl Unified {
+    /// Which of `domains` has the domain of an address; `None` for a foreign
+    /// one. Case does not matter.
+    pub fn place_of(&self, domain: &str) -> Option<usize> {
+        let domain = domain.to_ascii_lowercase();
+        self.domains
+            .iter()
+            .position(|place| place.names.binary_search_by(|name| (**name).cmp(domain.as_str())).is_ok())
+    }
 }
 
 /// The maildrop of a record.

@@ -151,6 +151,7 @@ fn item(name: &str, host: &str) -> WorkItem {
         on_reject: OnReject::Leave,
         on_uid_change: OnUidChange::Pause,
         source_address: None,
+        unified: None,
     }
 }
 

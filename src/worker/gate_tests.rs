@@ -50,6 +50,7 @@ fn work(name: &str) -> WorkItem {
         on_reject: OnReject::Leave,
         on_uid_change: OnUidChange::Pause,
         source_address: None,
+        unified: None,
     }
 }
 

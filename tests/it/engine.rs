@@ -149,6 +149,7 @@ impl Bench {
             on_reject: OnReject::Leave,
             on_uid_change: OnUidChange::Pause,
             source_address: None,
+            unified: None,
         };
         let (stop, stage) = watch::channel(Stage::Running);
         let mut settings = Settings { allow_self_poll: true, ..Settings::default() };

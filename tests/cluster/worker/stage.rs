@@ -294,6 +294,7 @@ fn work(namespace: &str, name: &str, pop3: u16, smtp: u16) -> WorkItem {
         on_reject: OnReject::Leave,
         on_uid_change: OnUidChange::Pause,
         source_address: None,
+        unified: None,
     }
 }
 
