@@ -78,7 +78,7 @@ pub(super) async fn open(
     let password = secret(&*engine.secrets, &item.remote.password).await?;
     let knew = plan.without_capa;
     let credentials = Credentials { user: item.remote.account.to_string(), password };
-    credentials.validate().map_err(|error| local(Code::SecretInvalid, error.to_string()))?;
+    credentials.validate().map_err(|error| unusable(&item.remote.password, &error))?;
     let client = match connect(engine, item, settings, &material, plan).await {
         // The server hung up on CAPA: it is not asked again.
         Err(_) if plan.without_capa && !knew => connect(engine, item, settings, &material, plan).await?,
@@ -329,6 +329,16 @@ async fn secret(secrets: &dyn Secrets, at: &SecretRef) -> Result<Zeroizing<Vec<u
             local(Code::SecretMissing, message)
         }
     })
+}
+
+/// Credentials that cannot be sent; whoever is to mend a password is told where
+/// it is.
+fn unusable(at: &SecretRef, error: &Error) -> PollError {
+    let message = match error {
+        Error::Password(_) => format!("Secret {}/{}, key {}: {error}", at.namespace, at.name, at.key),
+        _ => error.to_string(),
+    };
+    local(error.code(), message)
 }
 
 fn local(code: Code, message: String) -> PollError {

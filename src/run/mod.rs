@@ -22,6 +22,7 @@ pub use self::polling::{Poller, Relay};
 use self::polling::{guarded, interrupted, report_of};
 use self::status::{FailedHost, LastError, RecordStatus, Snapshot};
 use crate::domain::code::Code;
+use crate::domain::shards::mapping::maildrop_hash;
 use crate::domain::work::{RecordKey, Settings, WorkItem};
 use crate::engine::ports::Stage;
 use crate::engine::report::{PollError, Report, Scope};
@@ -508,6 +509,7 @@ impl<P: Poller> Run<P> {
             interval: item.interval,
             host: Arc::clone(&item.remote.host),
             port: item.remote.port,
+            maildrop: maildrop_hash(&item.remote.account),
         };
         let key = item.key.clone();
         if let Some(record) = self.records.get_mut(&key) {

@@ -27,11 +27,11 @@ use crate::support::mail::message;
 use crate::support::pop3::{self, FakePop3, Mail, Pop3};
 use crate::support::smtp::{self, FakeSmtp, Smtp};
 
-struct OnePassword;
+struct OnePassword(&'static [u8]);
 
 impl Secrets for OnePassword {
     fn get<'a>(&'a self, _: &'a SecretRef) -> Pending<'a, Result<Zeroizing<Vec<u8>>, SecretError>> {
-        Box::pin(async { Ok(Zeroizing::new(PASSWORD.as_bytes().to_vec())) })
+        Box::pin(async { Ok(Zeroizing::new(self.0.to_vec())) })
     }
 }
 
@@ -95,7 +95,7 @@ struct Bench {
 impl Bench {
     fn new(from: &FakePop3, to: &FakeSmtp) -> Self {
         let connector = Arc::new(Connector::new());
-        let secrets: Arc<dyn Secrets> = Arc::new(OnePassword);
+        let secrets: Arc<dyn Secrets> = Arc::new(OnePassword(PASSWORD.as_bytes()));
         let memory = Arc::new(Memory::default());
         let engine = Engine {
             sink: Arc::new(MailPool::new(Arc::clone(&connector), Arc::clone(&secrets), "test.host".into())),
@@ -181,6 +181,18 @@ fn once_each(to: &FakeSmtp, count: usize) {
     let marks = to.marks();
     assert_eq!(marks.len(), count, "{marks:?}");
     assert!(marks.values().all(|times| *times == 1), "{marks:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_cannot_be_sent_is_told_with_its_secret() {
+    let (from, to) = (Pop3::new().generated("m", 1, 100).start(), Smtp::new().start());
+    let mut bench = Bench::new(&from, &to);
+    bench.engine.secrets = Arc::new(OnePassword(b"secret\n"));
+    let failed = bench.poll().await.result.unwrap_err();
+    assert_eq!(failed.code, Code::SecretInvalid);
+    let place = "Secret mail/pw, key password: the password holds a line break";
+    assert!(failed.message.starts_with(place), "{failed}");
+    assert_eq!(from.uids().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
