@@ -129,7 +129,7 @@ fn item(name: &str, host: &str) -> WorkItem {
         remote: Remote {
             host: host.into(),
             port: 995,
-            account: "alice".into(),
+            account: name.into(),
             password: SecretRef {
                 kind: SecretKind::Secret,
                 namespace: "mail".into(),
