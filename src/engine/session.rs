@@ -23,6 +23,9 @@ use crate::pop3::{
     Client, Command, Credentials, Deadlines, Error, Event, Expire, LoginPolicy, Mechanism, Question,
 };
 
+/// A message that LIST says is larger than this (4 TiB) is not.
+const MOST_OCTETS: u64 = 1 << 42;
+
 /// A session after its login.
 pub(super) struct Session {
     pub(super) client: Client<Stream>,
@@ -254,8 +257,11 @@ impl Session {
         if wanted.is_empty() {
             return Ok(sizes);
         }
+        // An absurd size is as good as none, and must not overflow sums.
+        let sane = |size: u64| size <= MOST_OCTETS;
         if let Some(listed) = self.listed.take() {
-            sizes.extend(listed.into_iter().filter(|(number, _)| wanted.binary_search(number).is_ok()));
+            let of_use = |(number, size): &(u32, u64)| wanted.binary_search(number).is_ok() && sane(*size);
+            sizes.extend(listed.into_iter().filter(of_use));
         } else if self.pipelining && few {
             for number in wanted {
                 self.client.send(Command::ListOne(*number));
@@ -264,13 +270,14 @@ impl Session {
                 if let Event::Reply { reply, .. } =
                     self.client.event().await.map_err(|error| protocol(&error))?
                     && let Some((number, size)) = reply.numbers()
+                    && sane(size)
                 {
                     sizes.extend(u32::try_from(number).ok().map(|number| (number, size)));
                 }
             }
         } else {
             let listed = self.client.list(|number, size| {
-                if wanted.binary_search(&number).is_ok() {
+                if wanted.binary_search(&number).is_ok() && sane(size) {
                     sizes.insert(number, size);
                 }
             });
