@@ -301,13 +301,27 @@ fn a_uid_that_was_given_to_another_message_is_looked_at_before_it_is_deleted() {
         put("3", entry(State::Deleting, 0, 1)),
     ]);
     let mut found = list(&ledger, keep(), &["1", "2", "3"]);
-    found.check_deletions(|number| [0, 11, 20, 30][number as usize], |_| false);
+    found.check_deletions(|number| [0, 11, 20, 30][number as usize], |_| true);
     assert_eq!((unseen(&found), deleted(&found), found.known), (vec![1], vec![2, 3], 2));
     assert!(found.unseen[0].ambiguous);
     // Its octets tell: the old one, only its size is said differently ...
     let mut twins = ledger.twins(found.unseen[0].hash, &keep(), false);
     assert_eq!(twins.by_size(&[(1, 11)]), [(1, Told::Fetch)]);
     assert_eq!(twins.by_digest(11, 2), Twin::New { digest: 2, prior: None });
+
+    // ... and also where the sizes are equal, once QUIT was said.
+    let mut found = list(&ledger, keep(), &["1", "2", "3"]);
+    found.check_deletions(|number| [0, 10, 20, 30][number as usize], |_| false);
+    assert_eq!((unseen(&found), deleted(&found)), (vec![1, 2, 3], vec![]));
+    let mut twins = ledger.twins(found.unseen[0].hash, &keep(), false);
+    assert_eq!(twins.by_size(&[(1, 10)]), [(1, Told::Fetch)]);
+    let old = Twin::Known(entry(State::Deleting, 10, 1), Action::Delete);
+    assert_eq!(twins.by_digest(10, 1), old);
+    // What nothing is known of but its UID is deleted by that.
+    let ledger = self::ledger(&[put("1", entry(State::Deleting, 10, 0))]);
+    let mut found = list(&ledger, keep(), &["1"]);
+    found.check_deletions(|_| 10, |_| false);
+    assert_eq!(deleted(&found), vec![1]);
 }
 
 // quirks: "Equal UIDs for different messages in one listing (solid-pop3d really does that): neither is lost"
@@ -361,7 +375,7 @@ fn twins_of_different_fate_are_fetched_to_be_told_apart() {
         put("same", entry(State::Deleting, 30, 3)),
         put("same", entry(quarantined(i64::MAX), 40, 4)),
     ]);
-    let mut twins = ledger.twins(ledger.hash(b"same"), &keep(), false);
+    let mut twins = ledger.twins(ledger.hash(b"same"), &keep(), true);
     let told = twins.by_size(&[(1, 10), (2, 30), (3, 10), (4, 40)]);
     let delete = Told::Delete(entry(State::Deleting, 30, 3));
     assert_eq!(told, [(1, Told::Fetch), (2, delete), (3, Told::Fetch), (4, Told::Waiting)]);
