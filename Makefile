@@ -52,6 +52,11 @@ bench: ## RPOP beside fetchmail, getmail6 and mpop, and the micro-benchmarks
 	scripts/bench
 	$(CARGO) bench --bench pop3_codec --bench ledger --bench planner
 
+# Ten minutes each, or FUZZ_SECONDS; scripts/fuzz NAME for one of them.
+.PHONY: fuzz
+fuzz: bootstrap ## The decoders against random octets: POP3, SMTP, dot-stuffing
+	scripts/fuzz
+
 .PHONY: build
 build: bootstrap ## The release binary, target/release/rpop
 	$(CARGO) build --release --bin rpop

@@ -113,7 +113,7 @@ fn table() {
 fn seen(rank: u64, n: u64) -> RecordSeen {
     RecordSeen {
         key: RecordKey { namespace: "mail".into(), name: format!("r{rank}-{n}").into() },
-        uid: (rank << 32 | n).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        maildrop: (rank << 32 | n).wrapping_mul(0x9e37_79b9_7f4a_7c15),
         host: format!("pop{rank}.example").into(),
         port: 995,
         interval: Some(Duration::from_mins(5)),

@@ -28,6 +28,7 @@ fn default_ca_key() -> String {
 pub struct KeyRef {
     /// The name of the Secret, in the same namespace.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*$')").message("write the object's name as Kubernetes has it, like first-isp: lower-case letters, digits, - and dots"))]
     pub name: String,
     /// The key in the Secret's data.
     #[serde(default = "default_password_key")]
@@ -43,6 +44,7 @@ pub struct NameRef {
     /// namespace: `tls.crt` is the certificate chain and `tls.key` its
     /// private key, both in PEM.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*$')").message("write the object's name as Kubernetes has it, like first-isp: lower-case letters, digits, - and dots"))]
     pub name: String,
 }
 
@@ -66,6 +68,7 @@ pub struct CaRef {
     pub kind: CaKind,
     /// The name of that object, in the same namespace.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*$')").message("write the object's name as Kubernetes has it, like first-isp: lower-case letters, digits, - and dots"))]
     pub name: String,
     /// The key in its data.
     #[serde(default = "default_ca_key")]

@@ -111,7 +111,7 @@ impl JsonSchema for Quantity {
         json_schema!({
             "x-kubernetes-int-or-string": true,
             "x-kubernetes-validations": [{
-                "rule": r"string(self).matches('^([0-9]{1,15}|[0-9]{1,12}(k|Ki)|[0-9]{1,9}Mi?|[0-9]{1,6}Gi?|[0-9]{1,3}Ti?)$')",
+                "rule": r"string(self).matches('^([1-9][0-9]{0,14}|[1-9][0-9]{0,11}(k|Ki)|[1-9][0-9]{0,8}Mi?|[1-9][0-9]{0,5}Gi?|[1-9][0-9]{0,2}Ti?)$')",
                 "message": "write a size as a whole number with a unit, like 50Mi or 2Gi",
             }],
         })

@@ -61,7 +61,7 @@ pub struct LastError {
     pub since: Option<Time>,
     /// How many polls in a row have failed; 0 for a record that is not accepted.
     #[serde(default)]
-    #[schemars(with = "i32")]
+    #[schemars(with = "i32", range(min = 0))]
     pub count: u32,
 }
 
@@ -79,22 +79,22 @@ impl LastError {
 #[schemars(inline)]
 pub struct Counters {
     /// Polls that ended, well or not.
-    #[schemars(with = "i64")]
+    #[schemars(with = "i64", range(min = 0))]
     pub polls: u64,
     /// Messages retrieved.
-    #[schemars(with = "i64")]
+    #[schemars(with = "i64", range(min = 0))]
     pub fetched: u64,
     /// Messages that the destination accepted.
-    #[schemars(with = "i64")]
+    #[schemars(with = "i64", range(min = 0))]
     pub delivered: u64,
     /// Messages refused for good.
-    #[schemars(with = "i64")]
+    #[schemars(with = "i64", range(min = 0))]
     pub rejected: u64,
     /// Messages that are set aside and still in the maildrop.
-    #[schemars(with = "i64")]
+    #[schemars(with = "i64", range(min = 0))]
     pub quarantined: u64,
     /// Octets retrieved.
-    #[schemars(with = "i64")]
+    #[schemars(with = "i64", range(min = 0))]
     pub bytes: u64,
 }
 

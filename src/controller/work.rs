@@ -17,6 +17,7 @@ use crate::domain::shards::leader::{
     Config, Decree, ItemSeen, Leader, REMOVED, RecordSeen, Seen, ShardSeen, Sight, SliceSeen, Workers,
     parse_removed,
 };
+use crate::domain::shards::mapping::maildrop_hash;
 use crate::domain::shards::timing::Boot;
 use crate::domain::shards::{Incarnation, ShardId};
 use crate::domain::work::{Destination, RecordKey, WorkItem};
@@ -76,7 +77,7 @@ impl Work {
         let digest = combine(own, destination);
         let seen = RecordSeen {
             key: key.clone(),
-            uid: item.uid,
+            maildrop: maildrop_hash(&item.remote.account),
             host: Arc::clone(&item.remote.host),
             port: item.remote.port,
             interval: item.interval,
@@ -110,7 +111,7 @@ impl Work {
             let (destination_bytes, destination) = weigh(&*item.destination);
             RecordSeen {
                 key: key.clone(),
-                uid: item.uid,
+                maildrop: maildrop_hash(&item.remote.account),
                 host: Arc::clone(&item.remote.host),
                 port: item.remote.port,
                 interval: item.interval,

@@ -60,10 +60,10 @@ pub fn escape(text: &str) -> String {
             safe.push('…');
             break;
         }
-        if c.is_control() {
-            safe.extend(c.escape_default());
-        } else {
+        if is_plain(c) {
             safe.push(c);
+        } else {
+            safe.extend(c.escape_default());
         }
     }
     safe
@@ -99,9 +99,11 @@ impl Line {
 }
 
 /// Neither a control character, nor a line separator, nor one that hides or
-/// reorders text.
+/// reorders text, nor one that YAML, and hence the API server, does not take.
 fn is_plain(c: char) -> bool {
     !c.is_control()
+        && !matches!(c, '\u{fdd0}'..='\u{fdef}')
+        && u32::from(c) & 0xfffe != 0xfffe
         && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 

@@ -31,6 +31,9 @@ pub(super) struct Fetch {
     pub(super) prior: Option<Box<Entry>>,
     /// Its UID is not its own: what it is shows only its digest.
     pub(super) ambiguous: bool,
+    /// All that the ledger knows under its UID was to be deleted; if this is
+    /// another message, that is gone.
+    pub(super) reused: bool,
     /// `onReject: Postmaster` sends it there, whatever rules say.
     pub(super) to_postmaster: bool,
 }

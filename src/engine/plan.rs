@@ -17,12 +17,18 @@ pub(super) struct Plan {
     /// set aside once something shows that the fault is theirs and not the
     /// server's: another message comes through, or nothing else was wanting.
     pub(super) suspects: Vec<(Fetch, String)>,
+    /// Messages that the server refused to hand over for now, and how. They are
+    /// passed over, and set aside once it hands over another one behind them.
+    pub(super) busy: Vec<(Fetch, String)>,
     /// Sessions that broke.
     pub(super) broken: u32,
     /// Numbers to pass over where there are no UIDs.
     pub(super) skip: HashSet<u32>,
     /// The server drops the connection on CAPA.
     pub(super) without_capa: bool,
+    /// Hashes of the UIDs of messages that are to be deleted, and are surely
+    /// still there: no QUIT was said since they were looked at.
+    pub(super) undeleted: HashSet<u64>,
     /// The server has obeyed our DELEs.
     pub(super) left_cleanly: bool,
     /// Messages fetched by earlier sessions of this poll.

@@ -144,8 +144,9 @@ impl Engine {
             }
             Maildrop::Listed(mut findings) => {
                 let sizes = session.sizes(&wanted(&findings)).await?;
-                findings.check_sizes(|number| sizes.get(&number).copied().unwrap_or(0));
-                work.take_findings(findings, &sizes, ledger, &policy, tally);
+                let size_of = |number: u32| sizes.get(&number).copied().unwrap_or(0);
+                findings.check_deletions(size_of, |hash| plan.undeleted.contains(&hash));
+                work.take_findings(findings, &sizes, ledger, &policy, plan, tally);
             }
             Maildrop::Counted(messages) => {
                 let numbers: Vec<u32> = (1..=messages).filter(|number| !plan.skip.contains(number)).collect();
@@ -155,6 +156,10 @@ impl Engine {
         }
         work.apply_limits(item, plan, tally, &*self.observer, now);
         let Work { queue, deletions, durable_deletions, changes, pruning, known, twins, without_uids } = work;
+        plan.undeleted.extend(durable_deletions.iter().filter_map(|(change, _)| match change {
+            Change::Put { uid, .. } => Some(keys.hash(uid)),
+            _ => None,
+        }));
         for (change, number) in durable_deletions {
             batch.add(change, Some(number));
         }

@@ -9,6 +9,7 @@
 //!
 //! - A record has a *slot*, its uid modulo its interval on the wall clock, so
 //!   that the rhythm survives restarts and records do not bunch.
+//! - Records of one maildrop are polled one after the other.
 //! - Hosts take turns: ten thousand due records of one provider do not stand
 //!   in front of the one record of another.
 //! - A host that failed, or has not been seen to answer yet, may not take all
@@ -21,7 +22,7 @@ mod delays;
 mod entries;
 mod hosts;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,6 +96,10 @@ pub struct Timing {
     pub host: Arc<str>,
     /// Its port: services on other ports fail on their own.
     pub port: u16,
+    /// Tells the maildrops of a host apart: those of an equal number are polled
+    /// one after the other, since POP3 gives a maildrop to one session at a
+    /// time (RFC 1939, section 4).
+    pub maildrop: u64,
 }
 
 /// What is known of a record from an earlier run.
@@ -163,6 +168,8 @@ pub struct Scheduler {
     /// Hosts that may be polled: those that answer, and the others.
     ready: VecDeque<u32>,
     doubtful_ready: VecDeque<u32>,
+    /// Maildrops that are being polled, by host.
+    busy: HashSet<(u32, u64)>,
     polling: u32,
     doubtful: u32,
     /// Doubtful sessions by the end of [`PATIENCE`], for [`Step::Yield`].
@@ -189,6 +196,7 @@ impl Scheduler {
             failed: BTreeSet::new(),
             ready: VecDeque::new(),
             doubtful_ready: VecDeque::new(),
+            busy: HashSet::new(),
             polling: 0,
             doubtful: 0,
             unheard: BTreeSet::new(),
@@ -240,12 +248,13 @@ impl Scheduler {
         let interval = timing.interval.map_or(0, |every| millis(every).max(1));
         let host = self.host(&timing.host, timing.port);
         if let Some(&id) = self.by_key.get(&timing.key) {
-            self.change(id, timing.uid, interval, host, again, now);
+            self.change(id, timing, interval, host, again, now);
             return Id(id);
         }
         let entry = Entry {
             key: timing.key.clone(),
             uid: timing.uid,
+            maildrop: timing.maildrop,
             interval,
             host,
             state: State::Off,
@@ -338,8 +347,8 @@ impl Scheduler {
     /// answers. Returns at once for anything else than a running poll.
     pub fn answered(&mut self, id: Id) {
         let Some(entry) = self.entry_mut(id.0) else { return };
-        let State::Polling { patience, at, doubtful, yielding } = entry.state else { return };
-        entry.state = State::Polling { patience, at, doubtful: false, yielding: false };
+        let State::Polling { patience, at, maildrop, doubtful, yielding } = entry.state else { return };
+        entry.state = State::Polling { patience, at, maildrop, doubtful: false, yielding: false };
         self.yielding -= u32::from(yielding);
         if doubtful {
             self.doubtful -= 1;
@@ -351,8 +360,9 @@ impl Scheduler {
     /// A poll has ended. Returns when the record is polled next, if it is.
     pub fn finished(&mut self, id: Id, end: End, now: Moment) -> Option<Moment> {
         let entry = self.entry(id.0)?;
-        let State::Polling { patience, at, doubtful, yielding } = entry.state else { return None };
+        let State::Polling { patience, at, maildrop, doubtful, yielding } = entry.state else { return None };
         let gone = entry.gone;
+        self.busy.remove(&(at, maildrop));
         self.polling -= 1;
         self.yielding -= u32::from(yielding);
         if doubtful {

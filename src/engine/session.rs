@@ -23,6 +23,9 @@ use crate::pop3::{
     Client, Command, Credentials, Deadlines, Error, Event, Expire, LoginPolicy, Mechanism, Question,
 };
 
+/// A message that LIST says is larger than this (4 TiB) is not.
+const MOST_OCTETS: u64 = 1 << 42;
+
 /// A session after its login.
 pub(super) struct Session {
     pub(super) client: Client<Stream>,
@@ -78,7 +81,7 @@ pub(super) async fn open(
     let password = secret(&*engine.secrets, &item.remote.password).await?;
     let knew = plan.without_capa;
     let credentials = Credentials { user: item.remote.account.to_string(), password };
-    credentials.validate().map_err(|error| local(Code::SecretInvalid, error.to_string()))?;
+    credentials.validate().map_err(|error| unusable(&item.remote.password, &error))?;
     let client = match connect(engine, item, settings, &material, plan).await {
         // The server hung up on CAPA: it is not asked again.
         Err(_) if plan.without_capa && !knew => connect(engine, item, settings, &material, plan).await?,
@@ -254,8 +257,11 @@ impl Session {
         if wanted.is_empty() {
             return Ok(sizes);
         }
+        // An absurd size is as good as none, and must not overflow sums.
+        let sane = |size: u64| size <= MOST_OCTETS;
         if let Some(listed) = self.listed.take() {
-            sizes.extend(listed.into_iter().filter(|(number, _)| wanted.binary_search(number).is_ok()));
+            let of_use = |(number, size): &(u32, u64)| wanted.binary_search(number).is_ok() && sane(*size);
+            sizes.extend(listed.into_iter().filter(of_use));
         } else if self.pipelining && few {
             for number in wanted {
                 self.client.send(Command::ListOne(*number));
@@ -264,13 +270,14 @@ impl Session {
                 if let Event::Reply { reply, .. } =
                     self.client.event().await.map_err(|error| protocol(&error))?
                     && let Some((number, size)) = reply.numbers()
+                    && sane(size)
                 {
                     sizes.extend(u32::try_from(number).ok().map(|number| (number, size)));
                 }
             }
         } else {
             let listed = self.client.list(|number, size| {
-                if wanted.binary_search(&number).is_ok() {
+                if wanted.binary_search(&number).is_ok() && sane(size) {
                     sizes.insert(number, size);
                 }
             });
@@ -329,6 +336,16 @@ async fn secret(secrets: &dyn Secrets, at: &SecretRef) -> Result<Zeroizing<Vec<u
             local(Code::SecretMissing, message)
         }
     })
+}
+
+/// Credentials that cannot be sent; whoever is to mend a password is told where
+/// it is.
+fn unusable(at: &SecretRef, error: &Error) -> PollError {
+    let message = match error {
+        Error::Password(_) => format!("Secret {}/{}, key {}: {error}", at.namespace, at.name, at.key),
+        _ => error.to_string(),
+    };
+    local(error.code(), message)
 }
 
 fn local(code: Code, message: String) -> PollError {

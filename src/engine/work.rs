@@ -1,6 +1,6 @@
 //! What one session has to do, from what the maildrop holds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::incoming::Fetch;
 use super::plan::{Plan, Tally};
@@ -49,6 +49,7 @@ impl Work {
         sizes: &HashMap<u32, u64>,
         ledger: &Ledger,
         policy: &SurveyPolicy,
+        plan: &Plan,
         tally: &mut Tally,
     ) {
         tally.counters.listed = tally.counters.listed.max(findings.listed);
@@ -69,10 +70,16 @@ impl Work {
             }
         }
         let mut told: HashMap<u32, Told> = HashMap::new();
+        let mut reused: HashSet<u64> = HashSet::new();
         let mut unseen = findings.unseen_total;
         for (hash, listed) in ambiguous {
-            let mut twins = ledger.twins(hash, policy);
+            let mut twins = ledger.twins(hash, policy, plan.undeleted.contains(&hash));
             told.extend(twins.by_size(&listed));
+            // Of a UID that is listed once, whatever was deleted under it is gone.
+            let gone = |entry: Entry| entry.state == State::Deleting;
+            if listed.len() == 1 && ledger.entries(hash).all(gone) {
+                reused.insert(hash);
+            }
             self.twins.insert(hash, twins);
         }
         for candidate in findings.unseen {
@@ -95,6 +102,7 @@ impl Work {
                     size: sizes.get(&candidate.number).copied(),
                     prior: candidate.prior,
                     ambiguous: candidate.ambiguous,
+                    reused: reused.contains(&candidate.hash),
                     to_postmaster: false,
                 }),
             }
@@ -115,6 +123,7 @@ impl Work {
                 size: sizes.get(number).copied(),
                 prior: None,
                 ambiguous: false,
+                reused: false,
                 to_postmaster: false,
             })
             .collect();

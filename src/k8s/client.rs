@@ -210,7 +210,8 @@ fn first_line(error: &KubeconfigError) -> String {
 }
 
 /// A DNS subdomain, as the API server wants names of objects to be.
-fn is_name(text: &str, longest: usize) -> bool {
+/// Whether it is a name of an object, and no longer than that.
+pub(super) fn is_name(text: &str, longest: usize) -> bool {
     let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     text.len() <= longest
         && text.split('.').all(|part| {

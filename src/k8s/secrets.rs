@@ -18,7 +18,9 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::client::is_name;
 use super::error::unauthorized;
+use crate::domain::text::escape;
 use crate::domain::work::{SecretKind, SecretRef, WorkItem};
 use crate::engine::ports::{Pending, SecretError, Secrets};
 
@@ -169,8 +171,8 @@ fn pick(object: &Object, at: &SecretRef) -> Result<Zeroizing<Vec<u8>>, SecretErr
 
 fn describe(kind: SecretKind, namespace: &str, name: &str) -> String {
     match kind {
-        SecretKind::Secret => format!("Secret {namespace}/{name}"),
-        SecretKind::ConfigMap => format!("ConfigMap {namespace}/{name}"),
+        SecretKind::Secret => format!("Secret {namespace}/{}", escape(name)),
+        SecretKind::ConfigMap => format!("ConfigMap {namespace}/{}", escape(name)),
     }
 }
 
@@ -182,6 +184,10 @@ async fn read(client: Client, (kind, namespace, name): Name) -> Result<Arc<Objec
         SecretKind::Secret => "secrets",
         SecretKind::ConfigMap => "configmaps",
     };
+    // The name becomes a part of a path, which must not lead elsewhere.
+    if !is_name(&namespace, 63) || !is_name(&name, 253) {
+        return Err(Trouble::Missing(format!("there is no {what}: that is no name of an object").into()));
+    }
     let request = Request::new(format!("/api/v1/namespaces/{namespace}/{plural}"))
         .get(&name, &GetParams::default())
         .map_err(|error| Trouble::Refused(format!("{what} cannot be asked for: {error}").into()))?;
@@ -196,6 +202,9 @@ async fn read(client: Client, (kind, namespace, name): Name) -> Result<Arc<Objec
                 403 => Trouble::Refused(
                     format!("{what} may not be read: the worker's ServiceAccount needs `get` on {plural} in that namespace")
                         .into(),
+                ),
+                code @ (400 | 402 | 405..=407 | 410..=428 | 430..=499) => Trouble::Refused(
+                    format!("{what} cannot be read: the API server says {code} {}", status.reason).into(),
                 ),
                 code => Trouble::Away(format!("{what} cannot be read now: the API server says {code} {}", status.reason).into()),
             });

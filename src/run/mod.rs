@@ -22,6 +22,7 @@ pub use self::polling::{Poller, Relay};
 use self::polling::{guarded, interrupted, report_of};
 use self::status::{FailedHost, LastError, RecordStatus, Snapshot};
 use crate::domain::code::Code;
+use crate::domain::shards::mapping::maildrop_hash;
 use crate::domain::work::{RecordKey, Settings, WorkItem};
 use crate::engine::ports::Stage;
 use crate::engine::report::{PollError, Report, Scope};
@@ -429,13 +430,14 @@ impl<P: Poller> Run<P> {
         say(item, report, told, next);
         let code = report.result.as_ref().err().map(|error| error.code);
         let next = next.and_then(|next| jiff::Timestamp::now().checked_add(next).ok());
-        let here = self.records.get_mut(&item.key);
+        // The record may be another one of the same name by now.
+        let here = self.records.get_mut(&item.key).filter(|record| record.item.uid == item.uid);
         if let Some(record) = here.or_else(|| self.leaving.get_mut(&item.key)) {
             let unix = jiff::Timestamp::now().as_second();
             match &report.result {
                 Ok(()) => record.status.succeeded(unix, counters),
                 // Nothing is wrong with the record.
-                Err(error) if error.code == Code::Interrupted => {}
+                Err(error) if error.code == Code::Interrupted => record.status.count(counters),
                 Err(error) => record.status.failed(unix, error.code, &error.message, counters),
             }
             record.status.tell_set_aside(report.refused.as_deref());
@@ -508,6 +510,7 @@ impl<P: Poller> Run<P> {
             interval: item.interval,
             host: Arc::clone(&item.remote.host),
             port: item.remote.port,
+            maildrop: maildrop_hash(&item.remote.account),
         };
         let key = item.key.clone();
         if let Some(record) = self.records.get_mut(&key) {
@@ -522,6 +525,9 @@ impl<P: Poller> Run<P> {
                 return;
             }
             if other {
+                if record.item.uid != item.uid {
+                    (record.status, record.told) = (RecordStatus::default(), None);
+                }
                 record.item = item;
             }
             let id = self.scheduler.put(&timing, Past::default(), material || again || mended, now);
@@ -535,7 +541,8 @@ impl<P: Poller> Run<P> {
             return;
         }
         // Its poll may still be ending.
-        let back = self.leaving.remove(&key).map(|record| record.status);
+        let back = self.leaving.remove(&key).filter(|record| record.item.uid == item.uid);
+        let back = back.map(|record| record.status);
         let told = told.filter(|_| back.is_none());
         let status = back.or_else(|| self.past.remove(&key)).unwrap_or_default();
         let past = told.unwrap_or_else(|| past(&status, self.once, self.settings.delay_failed_accounts));

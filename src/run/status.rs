@@ -127,8 +127,13 @@ impl RecordStatus {
 
     fn polled(&mut self, now: i64, counters: &Counters) {
         self.last_poll = Some(now);
+        self.totals.polls += 1;
+        self.count(counters);
+    }
+
+    /// What was done by a poll that says nothing else of the record.
+    pub fn count(&mut self, counters: &Counters) {
         let totals = &mut self.totals;
-        totals.polls += 1;
         totals.fetched += counters.fetched;
         totals.delivered += counters.delivered;
         totals.rejected += counters.rejected;

@@ -110,7 +110,8 @@ impl Poller for Script {
                 }
                 Act::Long => {
                     stop.wait_for(|stage| *stage > Stage::Running).await.unwrap();
-                    fail(Code::Interrupted, Scope::Local)
+                    let counters = Counters { listed: 2, fetched: 1, delivered: 1, ..Counters::default() };
+                    Report { counters, ..fail(Code::Interrupted, Scope::Local) }
                 }
                 Act::Stubborn => std::future::pending().await,
                 Act::Panic => panic!("a defect"),
@@ -129,7 +130,7 @@ fn item(name: &str, host: &str) -> WorkItem {
         remote: Remote {
             host: host.into(),
             port: 995,
-            account: "alice".into(),
+            account: name.into(),
             password: SecretRef {
                 kind: SecretKind::Secret,
                 namespace: "mail".into(),
@@ -162,6 +163,7 @@ fn shared(items: &[WorkItem]) -> Vec<Arc<WorkItem>> {
 #[derive(Default)]
 struct Memory {
     ended: Mutex<Vec<(String, Option<Code>)>>,
+    statuses: Mutex<Vec<(RecordKey, RecordStatus)>>,
     removed: Mutex<Vec<String>>,
     hosts: Mutex<Vec<FailedHost>>,
     shown: Mutex<Vec<(String, String)>>,
@@ -169,6 +171,7 @@ struct Memory {
 
 impl Statuses for Memory {
     fn put(&self, key: &RecordKey, status: RecordStatus) {
+        lock(&self.statuses).push((key.clone(), status.clone()));
         lock(&self.ended).push((key.name.to_string(), status.error.map(|error| error.code)));
     }
 
@@ -407,6 +410,26 @@ async fn records_are_added_removed_and_changed_live() {
     stand.until(4000).await;
     assert_eq!(stand.polls("changed").len(), 2);
     assert!(stand.polls("added").len() <= 2, "gone");
+    stand.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_interrupted_poll_did_counts_and_not_for_another_record_of_its_name() {
+    let acts: &[(&str, &[Act])] = &[("changed", &[Act::Long, Act::Good]), ("anew", &[Act::Long, Act::Good])];
+    let first = [item("changed", "h"), item("anew", "h")];
+    let stand = stand(&first, acts, false, Settings::default());
+    stand.until(5).await;
+    let changed = WorkItem { leave: true, ..item("changed", "h") };
+    let anew = WorkItem { uid: 77, ..item("anew", "h") };
+    stand.desire(&[changed, anew], &[]).await;
+    stand.until(10).await;
+    let delivered = |name: &str| {
+        let statuses = lock(&stand.memory.statuses);
+        let (_, status) = statuses.iter().rfind(|(key, _)| *key.name == *name).expect("a status");
+        (status.totals.polls, status.totals.delivered)
+    };
+    assert_eq!(delivered("changed"), (1, 2));
+    assert_eq!(delivered("anew"), (1, 1), "the old one's are its own");
     stand.drain().await;
 }
 

@@ -33,7 +33,7 @@ fn work(name: &str) -> WorkItem {
         remote: Remote {
             host: "pop.example".into(),
             port: 995,
-            account: "alice".into(),
+            account: name.into(),
             password: at("isp"),
             auth: AuthChoice::Auto,
             apop: false,

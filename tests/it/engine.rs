@@ -27,11 +27,11 @@ use crate::support::mail::message;
 use crate::support::pop3::{self, FakePop3, Mail, Pop3};
 use crate::support::smtp::{self, FakeSmtp, Smtp};
 
-struct OnePassword;
+struct OnePassword(&'static [u8]);
 
 impl Secrets for OnePassword {
     fn get<'a>(&'a self, _: &'a SecretRef) -> Pending<'a, Result<Zeroizing<Vec<u8>>, SecretError>> {
-        Box::pin(async { Ok(Zeroizing::new(PASSWORD.as_bytes().to_vec())) })
+        Box::pin(async { Ok(Zeroizing::new(self.0.to_vec())) })
     }
 }
 
@@ -95,7 +95,7 @@ struct Bench {
 impl Bench {
     fn new(from: &FakePop3, to: &FakeSmtp) -> Self {
         let connector = Arc::new(Connector::new());
-        let secrets: Arc<dyn Secrets> = Arc::new(OnePassword);
+        let secrets: Arc<dyn Secrets> = Arc::new(OnePassword(PASSWORD.as_bytes()));
         let memory = Arc::new(Memory::default());
         let engine = Engine {
             sink: Arc::new(MailPool::new(Arc::clone(&connector), Arc::clone(&secrets), "test.host".into())),
@@ -182,6 +182,18 @@ fn once_each(to: &FakeSmtp, count: usize) {
     let marks = to.marks();
     assert_eq!(marks.len(), count, "{marks:?}");
     assert!(marks.values().all(|times| *times == 1), "{marks:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_cannot_be_sent_is_told_with_its_secret() {
+    let (from, to) = (Pop3::new().generated("m", 1, 100).start(), Smtp::new().start());
+    let mut bench = Bench::new(&from, &to);
+    bench.engine.secrets = Arc::new(OnePassword(b"secret\n"));
+    let failed = bench.poll().await.result.unwrap_err();
+    assert_eq!(failed.code, Code::SecretInvalid);
+    let place = "Secret mail/pw, key password: the password holds a line break";
+    assert!(failed.message.starts_with(place), "{failed}");
+    assert_eq!(from.uids().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -560,6 +572,96 @@ async fn deletions_that_did_not_happen_are_made_up_for() {
 }
 
 // quirks: "A temporarily refused message in the middle of the mailbox is retried later"
+// RFC 1939, section 7: a UID is not reused "for as long as the entity using the
+// unique-id exists", hence may be afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn new_mail_under_the_uids_and_with_the_sizes_of_deleted_mail_is_not_taken_for_it() {
+    let from = Pop3::new().start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    for round in 1..=4 {
+        for number in 1..=5 {
+            from.put(&number.to_string(), &message(&format!("r{round}-{number}"), 500));
+        }
+        let report = bench.poll_well().await;
+        assert_eq!((report.counters.delivered, report.counters.deleted), (5, 5), "round {round}");
+        once_each(&to, 5 * round);
+        assert_eq!(from.uids().len(), 0);
+        assert_eq!(bench.ledger().len(), 5, "what is gone for good is forgotten");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_hands_nothing_over_for_now_is_busy_and_no_message_loses_its_place() {
+    let from = Pop3::new()
+        .generated("m", 40, 500)
+        .script(|call| match (call.session, call.verb) {
+            (1, "RETR") => pop3::Act::line("-ERR [SYS/TEMP] the store is away"),
+            _ => pop3::Act::Properly,
+        })
+        .start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    let failed = bench.poll().await.result.unwrap_err();
+    assert_eq!(failed.code, Code::ServerBusy);
+    assert!(failed.message.contains("the store is away"), "{failed}");
+    assert_eq!(bench.quarantined(), 0);
+    bench.poll_well().await;
+    once_each(&to, 40);
+
+    // What is refused alone, with the same words, is set aside.
+    let from = Pop3::new()
+        .generated("m", 40, 500)
+        .script(|call| match (call.number(), call.verb) {
+            (7, "RETR") => pop3::Act::line("-ERR [SYS/TEMP] the store is away"),
+            _ => pop3::Act::Properly,
+        })
+        .start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    bench.poll_well().await;
+    once_each(&to, 39);
+    assert_eq!(bench.quarantined(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn absurd_sizes_cost_no_message() {
+    let from = Pop3::new().generated("m", 5, 500).start();
+    from.edit(|mail| {
+        mail[1].size = Some(u64::MAX);
+        mail[3].size = Some(u64::MAX - 1);
+    });
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    bench.poll_well().await;
+    once_each(&to, 5);
+}
+
+// A destination that refuses senders does so at RCPT.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_that_go_to_the_postmaster_hold_up_nobody() {
+    let from = Pop3::new().generated("m", 50, 500).start();
+    let refused = AtomicUsize::new(0);
+    let to = Smtp::new()
+        .script(move |call| {
+            let bob = call.verb == "RCPT" && call.argument.contains("bob@");
+            if bob && refused.fetch_add(1, Ordering::SeqCst) < 30 {
+                smtp::Act::Say("554 5.7.1 your sender is on a list".into())
+            } else {
+                smtp::Act::Properly
+            }
+        })
+        .start();
+    let mut bench = Bench::new(&from, &to);
+    bench.item.on_reject = OnReject::Postmaster;
+    let report = bench.poll_well().await;
+    assert_eq!((report.counters.rejected, report.counters.delivered), (30, 50));
+    once_each(&to, 50);
+    let to_postmaster =
+        to.commands().iter().filter(|(_, said)| said.contains("RCPT TO:<postmaster@")).count();
+    assert_eq!(to_postmaster, 30);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_refused_for_now_is_tried_at_the_next_poll() {
     let from = Pop3::new().generated("m", 10, 500).start();

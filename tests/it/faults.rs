@@ -259,6 +259,20 @@ fn an_unreadable_ledger_stops_its_record_only() {
 }
 
 #[test]
+fn a_pipe_in_the_place_of_a_ledger_holds_up_nobody() {
+    let rig = Rig::keeping(Pop3::new().generated("p", 4, 500));
+    let other = Pop3::new().generated("o", 2, 500).start();
+    rig.site.record(&Record::plain("other", other.port(), "alice"));
+    let path = rig.site.ledger(NAME);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let run = rig.poll().expect(1);
+    run.says(path.to_str().unwrap());
+    run.says("a pipe");
+    assert_eq!(rig.sink.accepted(), 2);
+}
+
+#[test]
 fn a_typo_in_a_manifest_is_shown_with_file_and_line() {
     let rig = Rig::new(Pop3::new().generated("t", 1, 300));
     let record = Record::plain("typo", rig.pop.port(), "alice").yaml().replace("pollEvery:", "polEvery:");

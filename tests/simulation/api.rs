@@ -184,7 +184,7 @@ impl Api {
                 let old = present.map(|slice| slice.items.clone()).unwrap_or_default();
                 let find = |key: &RecordKey, factor: u32| {
                     // A record that is gone by now keeps the item it had.
-                    let known = self.records.get(key).map(|record| (record.uid, record.digest));
+                    let known = self.records.get(key).map(|record| (record.maildrop, record.digest));
                     let (uid, digest) = known.or_else(|| {
                         old.iter().find(|item| item.key == *key).map(|item| (item.uid, item.digest))
                     })?;

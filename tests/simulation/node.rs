@@ -199,7 +199,7 @@ pub fn record(at: usize, host: Arc<str>, edit: u64) -> RecordSeen {
     let uid = (at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     RecordSeen {
         key: RecordKey { namespace: "mail".into(), name: format!("r{at:04}").into() },
-        uid,
+        maildrop: uid,
         host,
         port: 995,
         interval: Some(std::time::Duration::from_secs(20)),

@@ -17,7 +17,7 @@ use super::node::{host, record};
 const SHARDS: u16 = 4;
 
 fn shard_of(record: &RecordSeen) -> ShardId {
-    mapping::shard(mapping::host_hash(&record.host, record.port), record.uid, 1, SHARDS)
+    mapping::shard(mapping::host_hash(&record.host, record.port), record.maildrop, 1, SHARDS)
 }
 
 /// A shard without a holder is given away, and the answer is late: perhaps the
@@ -45,7 +45,7 @@ fn a_record_stays_out_while_it_is_not_known_who_holds_its_old_shard() {
             observed,
         }
     };
-    let item = ItemSeen { key: old.key.clone(), uid: old.uid, digest: old.digest, factor: 1 };
+    let item = ItemSeen { key: old.key.clone(), uid: old.maildrop, digest: old.digest, factor: 1 };
     let slice = |version: &str, generation, items, removed| SliceSeen {
         shard: from,
         number: 0,

@@ -296,8 +296,9 @@ impl Ledger {
     }
 
     /// For messages of one UID in one listing that are to be told apart.
-    pub fn twins(&self, hash: u64, policy: &SurveyPolicy) -> Twins {
-        Twins::new(self, hash, policy)
+    /// `sure`: what is being deleted cannot be gone yet.
+    pub fn twins(&self, hash: u64, policy: &SurveyPolicy, sure: bool) -> Twins {
+        Twins::new(self, hash, policy, sure)
     }
 
     /// The store's mark.

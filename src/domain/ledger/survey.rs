@@ -156,14 +156,18 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Holds the deletions against LIST: a UID whose message has another size
-    /// by now was given to another message (RFC 1939, section 7 allows it once
-    /// the first one is gone), which must be looked at before it is deleted.
-    /// `size_of` says 0 where it knows no size.
-    pub fn check_sizes(&mut self, size_of: impl Fn(u32) -> u64) {
+    /// Takes out the deletions that may be of other messages: RFC 1939, section
+    /// 7 allows a server to give a UID to another message once the first one is
+    /// gone. That is sure where the size is another one by LIST (`size_of` says
+    /// 0 where it knows none). Where a message was deleted before, and QUIT may
+    /// have been obeyed, it may be so with an equal size, too: `is_sure`, of a
+    /// UID's hash, says that it was not. What is in doubt is to be looked at
+    /// before it is deleted.
+    pub fn check_deletions(&mut self, size_of: impl Fn(u32) -> u64, is_sure: impl Fn(u64) -> bool) {
         let (delete, doubtful): (Vec<_>, Vec<_>) = self.delete.drain(..).partition(|deletion| {
             let (then, now) = (deletion.entry.size, size_of(deletion.number));
-            then == 0 || now == 0 || then == now
+            let same_size = then == 0 || now == 0 || then == now;
+            same_size && (is_sure(deletion.hash) || !deletion.entry.may_be_gone())
         });
         self.delete = delete;
         if doubtful.is_empty() {

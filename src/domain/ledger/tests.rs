@@ -301,13 +301,27 @@ fn a_uid_that_was_given_to_another_message_is_looked_at_before_it_is_deleted() {
         put("3", entry(State::Deleting, 0, 1)),
     ]);
     let mut found = list(&ledger, keep(), &["1", "2", "3"]);
-    found.check_sizes(|number| [0, 11, 20, 30][number as usize]);
+    found.check_deletions(|number| [0, 11, 20, 30][number as usize], |_| true);
     assert_eq!((unseen(&found), deleted(&found), found.known), (vec![1], vec![2, 3], 2));
     assert!(found.unseen[0].ambiguous);
     // Its octets tell: the old one, only its size is said differently ...
-    let mut twins = ledger.twins(found.unseen[0].hash, &keep());
+    let mut twins = ledger.twins(found.unseen[0].hash, &keep(), false);
     assert_eq!(twins.by_size(&[(1, 11)]), [(1, Told::Fetch)]);
     assert_eq!(twins.by_digest(11, 2), Twin::New { digest: 2, prior: None });
+
+    // ... and also where the sizes are equal, once QUIT was said.
+    let mut found = list(&ledger, keep(), &["1", "2", "3"]);
+    found.check_deletions(|number| [0, 10, 20, 30][number as usize], |_| false);
+    assert_eq!((unseen(&found), deleted(&found)), (vec![1, 2, 3], vec![]));
+    let mut twins = ledger.twins(found.unseen[0].hash, &keep(), false);
+    assert_eq!(twins.by_size(&[(1, 10)]), [(1, Told::Fetch)]);
+    let old = Twin::Known(entry(State::Deleting, 10, 1), Action::Delete);
+    assert_eq!(twins.by_digest(10, 1), old);
+    // What nothing is known of but its UID is deleted by that.
+    let ledger = self::ledger(&[put("1", entry(State::Deleting, 10, 0))]);
+    let mut found = list(&ledger, keep(), &["1"]);
+    found.check_deletions(|_| 10, |_| false);
+    assert_eq!(deleted(&found), vec![1]);
 }
 
 // quirks: "Equal UIDs for different messages in one listing (solid-pop3d really does that): neither is lost"
@@ -320,7 +334,7 @@ fn messages_of_one_uid_are_each_taken_once() {
         let found = list(&ledger, keep(), &["same"; 4]);
         assert_eq!(unseen(&found), [1, 2, 3, 4]);
         assert!(found.unseen.iter().all(|candidate| candidate.ambiguous));
-        let mut twins = ledger.twins(found.unseen[0].hash, &keep());
+        let mut twins = ledger.twins(found.unseen[0].hash, &keep(), false);
         let told = twins.by_size(&listed);
         if poll > 0 {
             assert!(told.iter().all(|(_, told)| *told == Told::Known), "{told:?}");
@@ -344,7 +358,7 @@ fn messages_of_one_uid_are_each_taken_once() {
     }
     // One more arrives under the same UID, of a size that is known.
     let more = [(1, 100), (2, 200), (3, 200), (4, 200), (5, 200)];
-    let mut twins = ledger.twins(ledger.hash(b"same"), &keep());
+    let mut twins = ledger.twins(ledger.hash(b"same"), &keep(), false);
     let told: Vec<bool> = twins.by_size(&more).iter().map(|(_, told)| *told == Told::Fetch).collect();
     assert_eq!(told, [false, true, true, true, true]);
     let fetched = [33, 44, 22, 33].map(|digest| twins.by_digest(200, digest));
@@ -361,7 +375,7 @@ fn twins_of_different_fate_are_fetched_to_be_told_apart() {
         put("same", entry(State::Deleting, 30, 3)),
         put("same", entry(quarantined(i64::MAX), 40, 4)),
     ]);
-    let mut twins = ledger.twins(ledger.hash(b"same"), &keep());
+    let mut twins = ledger.twins(ledger.hash(b"same"), &keep(), true);
     let told = twins.by_size(&[(1, 10), (2, 30), (3, 10), (4, 40)]);
     let delete = Told::Delete(entry(State::Deleting, 30, 3));
     assert_eq!(told, [(1, Told::Fetch), (2, delete), (3, Told::Fetch), (4, Told::Waiting)]);
@@ -377,7 +391,7 @@ fn twins_are_recognised_where_this_listing_has_no_sizes() {
         put("same", entry(State::Kept, 20, 2)),
         put("same", entry(State::Uncertain, 30, 0)),
     ]);
-    let mut twins = ledger.twins(ledger.hash(b"same"), &keep());
+    let mut twins = ledger.twins(ledger.hash(b"same"), &keep(), false);
     let told = twins.by_size(&[(1, 0), (2, 0), (3, 0)]);
     assert!(told.iter().all(|(_, told)| *told == Told::Fetch));
     assert_eq!(twins.by_digest(0, 2), Twin::Known(entry(State::Kept, 20, 2), Action::Nothing));
@@ -389,7 +403,7 @@ fn twins_are_recognised_where_this_listing_has_no_sizes() {
 #[test]
 fn of_two_messages_of_which_one_was_taken_nobody_knows_which_none_is_lost() {
     let ledger = ledger(&[put("same", entry(State::Kept, 0, 0))]);
-    let mut twins = ledger.twins(ledger.hash(b"same"), &keep());
+    let mut twins = ledger.twins(ledger.hash(b"same"), &keep(), false);
     assert_eq!(twins.by_size(&[(1, 5), (2, 5)]), [(1, Told::Fetch), (2, Told::Fetch)]);
     for digest in [1, 2] {
         assert_eq!(twins.by_digest(5, digest), Twin::New { digest, prior: None });
@@ -670,7 +684,7 @@ proptest! {
         let mut ledger = Ledger::new([9; 16]);
         let listed: Vec<(u32, u64)> = (1..).zip(messages.iter().map(|(size, _)| *size)).collect();
         let hash = ledger.hash(b"same");
-        let mut twins = ledger.twins(hash, &keep());
+        let mut twins = ledger.twins(hash, &keep(), false);
         let mut new = 0;
         for (number, told) in twins.by_size(&listed) {
             prop_assert_eq!(told, Told::Fetch);
@@ -690,7 +704,7 @@ proptest! {
         different.dedup();
         prop_assert_eq!(new, different.len());
         prop_assert_eq!(ledger.len(), messages.len());
-        let told = ledger.twins(hash, &keep()).by_size(&listed);
+        let told = ledger.twins(hash, &keep(), false).by_size(&listed);
         prop_assert!(told.iter().all(|(_, told)| *told == Told::Known));
     }
 }

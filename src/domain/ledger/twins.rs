@@ -3,7 +3,7 @@
 //! that is not enough by the digest of their octets.
 
 use super::survey::{Action, SurveyPolicy};
-use super::{Entry, Ledger};
+use super::{Entry, Ledger, State};
 
 /// Tells the messages of one UID apart.
 ///
@@ -20,6 +20,8 @@ struct Known {
     entry: Entry,
     action: Action,
     claimed: bool,
+    /// The UID may be another message's by now.
+    doubtful: bool,
 }
 
 /// What the size says of one of several messages with an equal UID.
@@ -57,8 +59,13 @@ pub enum Twin {
 }
 
 impl Twins {
-    pub(super) fn new(ledger: &Ledger, hash: u64, policy: &SurveyPolicy) -> Self {
-        let known = |entry: Entry| Known { action: policy.action(&entry), entry, claimed: false };
+    pub(super) fn new(ledger: &Ledger, hash: u64, policy: &SurveyPolicy, sure: bool) -> Self {
+        let known = |entry: Entry| Known {
+            action: policy.action(&entry),
+            doubtful: !sure && entry.may_be_gone(),
+            entry,
+            claimed: false,
+        };
         Self { entries: ledger.entries(hash).map(known).collect() }
     }
 
@@ -78,6 +85,9 @@ impl Twins {
     fn tell(&mut self, size: u64, sizes: &[u64]) -> Told {
         let there = sizes.iter().filter(|other| **other == size).count();
         let mut alike = self.entries.iter().filter(|known| known.entry.size == size);
+        if alike.clone().any(|known| known.doubtful) {
+            return Told::Fetch;
+        }
         let Some(first) = alike.next().map(|known| known.action) else { return Told::Fetch };
         let mut count = 1;
         for known in alike {
@@ -137,14 +147,19 @@ impl Twins {
             known.claimed = true;
             known.entry.clone()
         });
-        let state = super::State::Kept;
-        let entry = Entry { state, day: 0, size, message_id: 0, digest };
-        self.entries.push(Known { entry, action: Action::Nothing, claimed: true });
+        let entry = Entry { state: State::Kept, day: 0, size, message_id: 0, digest };
+        self.entries.push(Known { entry, action: Action::Nothing, claimed: true, doubtful: false });
         if copies { Twin::Copy { digest } } else { Twin::New { digest, prior } }
     }
 }
 
 impl Entry {
+    /// Whether it may have been deleted on the server, so that its UID may be
+    /// another message's (RFC 1939, section 7), and its octets can tell.
+    pub(super) fn may_be_gone(&self) -> bool {
+        self.state == State::Deleting && self.digest != 0
+    }
+
     /// Whether a message of this size may be the one; 0 is unknown.
     fn is_sized(&self, size: u64) -> bool {
         self.size == size || self.size == 0 || size == 0

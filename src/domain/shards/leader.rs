@@ -88,8 +88,9 @@ pub struct ItemSeen {
 pub struct RecordSeen {
     /// The record.
     pub key: RecordKey,
-    /// `WorkItem::uid`.
-    pub uid: u64,
+    /// [`mapping::maildrop_hash`](super::mapping::maildrop_hash) of its account
+    /// there.
+    pub maildrop: u64,
     /// The remote host.
     pub host: Arc<str>,
     /// And its port.

@@ -1,7 +1,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::*;
-use crate::domain::shards::mapping::host_hash;
+use crate::domain::shards::mapping::{host_hash, maildrop_hash};
 
 const TIMING: Timing = Timing::FAST;
 const SHARDS: u16 = 16;
@@ -62,7 +62,7 @@ fn key(n: usize) -> RecordKey {
 fn record(n: usize, host: usize, digest: u64) -> RecordSeen {
     RecordSeen {
         key: key(n),
-        uid: host_hash(&format!("uid-{n}"), 0),
+        maildrop: maildrop_hash(&format!("account-{n}")),
         host: format!("pop{host}.example").into(),
         port: 995,
         interval: Some(Duration::from_mins(5)),
@@ -277,7 +277,7 @@ impl World {
                     .iter()
                     .map(|(key, factor)| {
                         let (uid, digest) =
-                            self.records.get(key).map_or((0, 0), |seen| (seen.uid, seen.digest));
+                            self.records.get(key).map_or((0, 0), |seen| (seen.maildrop, seen.digest));
                         ItemSeen { key: key.clone(), uid, digest, factor: *factor }
                     })
                     .collect();

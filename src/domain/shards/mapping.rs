@@ -22,15 +22,25 @@ pub fn host_hash(name: &str, port: u16) -> u64 {
     hasher.finish()
 }
 
-/// The shard, of `shards`, of the record whose uid hashes to `uid`, of a host
-/// that is split over `factor` shards.
+/// The hash of a maildrop's account at its host, on which the place of its
+/// records rests where the host is split. Records of one maildrop are thereby
+/// polled by one worker, which does that one after the other.
+pub fn maildrop_hash(account: &str) -> u64 {
+    let mut hasher = SipHasher13::new();
+    // Most servers do not tell letters' case apart.
+    hasher.write(account.to_ascii_lowercase().as_bytes());
+    hasher.finish()
+}
+
+/// The shard, of `shards`, of the records of a maildrop, of a host that is
+/// split over `factor` shards.
 ///
-/// The upper bits of `uid` choose among them, so that half of the records stay
-/// where they are when the factor doubles.
-pub fn shard(host: u64, uid: u64, factor: u32, shards: u16) -> ShardId {
+/// The upper bits of `maildrop` choose among them, so that half of the records
+/// stay where they are when the factor doubles.
+pub fn shard(host: u64, maildrop: u64, factor: u32, shards: u16) -> ShardId {
     let shards = u64::from(shards.max(1));
     let factor = u64::from(factor).clamp(1, shards);
-    let part = u64::try_from((u128::from(uid) * u128::from(factor)) >> 64).unwrap_or(0);
+    let part = u64::try_from((u128::from(maildrop) * u128::from(factor)) >> 64).unwrap_or(0);
     let place = (host % shards + part * shards / factor) % shards;
     ShardId(u16::try_from(place).unwrap_or(0))
 }
@@ -111,6 +121,14 @@ mod tests {
         assert_eq!(host, 0x9ac5_6ea6_76e2_98ac);
         assert_eq!(shard(host, 7, 1, 256), ShardId(172));
         assert_eq!(shard(host, u64::MAX, 4, 256), ShardId(108));
+    }
+
+    #[test]
+    fn records_of_one_maildrop_have_one_owner_however_large_the_host() {
+        let host = host_hash("outlook.example", 995);
+        let at = |account: &str| shard(host, maildrop_hash(account), 64, 256);
+        assert_eq!(at("alice@outlook.example"), at("Alice@Outlook.example"));
+        assert_ne!(at("alice@outlook.example"), at("bob@outlook.example"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Records as the scheduler sees them, and where they wait.
 
 use super::hosts::Trust;
-use super::{Moment, PATIENCE, Scheduler};
+use super::{Moment, PATIENCE, Scheduler, Timing};
 use crate::domain::work::RecordKey;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,8 +15,10 @@ pub(super) enum State {
     Polling {
         /// When its place may be given to another, if it is among the unheard.
         patience: Moment,
-        /// The host of the session: the record's may have changed since.
+        /// The host of the session: the record's may have changed since,
         at: u32,
+        /// and so may its maildrop.
+        maildrop: u64,
         /// Counts among the doubtful: the host has not been heard.
         doubtful: bool,
         /// Was told to end.
@@ -28,6 +30,7 @@ pub(super) enum State {
 pub(super) struct Entry {
     pub(super) key: RecordKey,
     pub(super) uid: u64,
+    pub(super) maildrop: u64,
     /// Milliseconds; 0 is not polled.
     pub(super) interval: u64,
     pub(super) host: u32,
@@ -58,7 +61,15 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn change(&mut self, id: u32, uid: u64, interval: u64, host: u32, again: bool, now: Moment) {
+    pub(super) fn change(
+        &mut self,
+        id: u32,
+        timing: &Timing,
+        interval: u64,
+        host: u32,
+        again: bool,
+        now: Moment,
+    ) {
         let Some(entry) = self.entry(id) else { return };
         let polling = matches!(entry.state, State::Polling { .. });
         let moved = entry.host != host;
@@ -74,7 +85,7 @@ impl Scheduler {
         }
         self.scheduled = self.scheduled + u32::from(interval > 0) - u32::from(old_interval > 0);
         let Some(entry) = self.entry_mut(id) else { return };
-        entry.uid = uid;
+        (entry.uid, entry.maildrop) = (timing.uid, timing.maildrop);
         entry.interval = interval;
         entry.host = host;
         entry.gone = false;
@@ -159,9 +170,11 @@ impl Scheduler {
         let Some(entry) = self.entry_mut(id) else { return };
         let wait = PATIENCE.get(usize::from(entry.turns)).copied();
         let patience = now.after(wait.unwrap_or_default());
-        entry.state = State::Polling { patience, at, doubtful, yielding: false };
+        let maildrop = entry.maildrop;
+        entry.state = State::Polling { patience, at, maildrop, doubtful, yielding: false };
         entry.last_start = now;
         entry.again = false;
+        self.busy.insert((at, maildrop));
         if doubtful && wait.is_some() {
             self.unheard.insert((patience, id));
         }

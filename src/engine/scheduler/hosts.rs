@@ -200,12 +200,18 @@ impl Scheduler {
             } else {
                 return None;
             };
-            let Some(host) = self.host_mut(at) else { continue };
+            let Self { hosts, entries, busy, .. } = self;
+            let Some(host) = hosts.get_mut(at as usize).and_then(Option::as_mut) else { continue };
             host.ready = false;
+            // The host is offered again when a poll of it ends.
+            let is_free = |id: &u32| {
+                let entry = entries.get(*id as usize).and_then(Option::as_ref);
+                entry.is_some_and(|entry| !busy.contains(&(at, entry.maildrop)))
+            };
             if host.until.is_none()
-                && let Some(id) = host.queue.pop_front()
+                && let Some(next) = host.queue.iter().position(is_free)
             {
-                return Some(id);
+                return host.queue.remove(next);
             }
         }
     }

@@ -26,6 +26,7 @@ fn timing(name: &str, host: &str) -> Timing {
         interval: Some(5 * MINUTE),
         host: host.into(),
         port: 995,
+        maildrop: name.bytes().fold(1, |hash: u64, byte| hash << 8 | u64::from(byte)),
     }
 }
 
@@ -367,6 +368,27 @@ fn in_a_single_run_a_failed_host_is_not_tried_for_its_other_records() {
     assert!(later.iter().all(|id| running.contains(id)));
 }
 
+#[test]
+fn records_of_one_maildrop_take_turns() {
+    let mut scheduler = Scheduler::new(Rules { processors: 16, host_connections: 0, ..rules() });
+    let same = |name: &str| Timing { maildrop: 1, ..timing(name, "h") };
+    let at_once = Past { at_once: true, ..Past::default() };
+    let [a, b, c] = ["a", "b", "c"].map(|name| scheduler.put(&same(name), at_once, false, START));
+    let other = once(&mut scheduler, "other", "h", START);
+    let elsewhere = scheduler.put(&Timing { maildrop: 1, ..timing("e", "g") }, at_once, false, START);
+    let started: HashSet<Id> = starts(&mut scheduler, START).into_iter().collect();
+    assert_eq!(started, HashSet::from([a, other, elsewhere]));
+    scheduler.finished(other, GOOD, START);
+    assert_eq!(starts(&mut scheduler, START), []);
+    scheduler.finished(a, GOOD, START);
+    assert_eq!(starts(&mut scheduler, START), [b]);
+    // One that is given another maildrop while it is polled still has the old one.
+    scheduler.put(&timing("b", "h"), Past::default(), false, START);
+    assert_eq!(starts(&mut scheduler, START), []);
+    scheduler.finished(b, GOOD, START);
+    assert_eq!(starts(&mut scheduler, START), [c]);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Put(u8, u8, bool),
@@ -410,22 +432,24 @@ proptest! {
         let mut scheduler = Scheduler::new(rules());
         let mut rules = rules();
         let mut now = START;
-        // What runs, and at which host.
-        let mut running: Vec<(Id, u8)> = Vec::new();
-        let mut at: HashMap<Id, u8> = HashMap::new();
+        // Some records share a maildrop.
+        let shared = |record: u8, host: u8| {
+            Timing { maildrop: u64::from(record % 9), ..timing(&format!("r{record}"), &format!("h{host}")) }
+        };
+        // What runs, and where: host and maildrop.
+        let mut running: Vec<(Id, (u8, u8))> = Vec::new();
+        let mut at: HashMap<Id, (u8, u8)> = HashMap::new();
         let mut present: HashMap<u8, Id> = HashMap::new();
         for event in events {
             match event {
                 Event::Put(record, host, again) => {
-                    let id = scheduler.put(
-                        &timing(&format!("r{record}"), &format!("h{host}")), Past::default(), again, now);
+                    let id = scheduler.put(&shared(record, host), Past::default(), again, now);
                     present.insert(record, id);
-                    at.insert(id, host);
+                    at.insert(id, (host, record % 9));
                 }
                 Event::Disable(record) => if present.contains_key(&record) {
                     let id = present[&record];
-                    let host = at[&id];
-                    let timing = Timing { interval: None, ..timing(&format!("r{record}"), &format!("h{host}")) };
+                    let timing = Timing { interval: None, ..shared(record, at[&id].0) };
                     scheduler.put(&timing, Past::default(), false, now);
                 },
                 Event::Remove(record) => if let Some(id) = present.remove(&record) {
@@ -452,9 +476,10 @@ proptest! {
                 match scheduler.step(now) {
                     Step::Poll(id) => {
                         prop_assert!(running.iter().all(|(other, _)| *other != id), "polled twice at once");
+                        prop_assert!(running.iter().all(|(_, other)| *other != at[&id]), "two at one maildrop");
                         running.push((id, at[&id]));
                         prop_assert!(running.len() <= rules.processors as usize);
-                        let there = running.iter().filter(|(_, host)| *host == at[&id]).count();
+                        let there = running.iter().filter(|(_, (host, _))| *host == at[&id].0).count();
                         prop_assert!(rules.host_connections == 0 || there <= rules.host_connections as usize);
                     }
                     Step::Yield(id) => prop_assert!(running.iter().any(|(other, _)| *other == id)),
@@ -487,6 +512,7 @@ proptest! {
             scheduler.remove(&timing(&format!("r{record}"), "").key);
         }
         prop_assert!(scheduler.timed.is_empty() && scheduler.failed.is_empty() && scheduler.unheard.is_empty());
+        prop_assert!(scheduler.busy.is_empty());
         prop_assert!(scheduler.by_host.is_empty() && scheduler.ready.is_empty() && scheduler.doubtful_ready.is_empty());
         prop_assert_eq!((scheduler.polling, scheduler.doubtful, scheduler.yielding, scheduler.scheduled), (0, 0, 0, 0));
     }

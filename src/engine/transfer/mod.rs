@@ -20,7 +20,7 @@ use crate::domain::wire;
 use crate::domain::work::WorkItem;
 use crate::message::Trace;
 use crate::net::Stream;
-use crate::pop3::{Client, Command, Event, Reply};
+use crate::pop3::{Client, Command, Event, Reply, ResponseCode};
 
 mod outcome;
 mod trouble;
@@ -211,6 +211,7 @@ impl<'a> Transfer<'a> {
         self.deletions = deletions.into();
         let ended = self.pump(stop).await;
         self.abandon_unconfirmed();
+        self.judge_busy(matches!(ended, Ok(End::Complete)));
         if matches!(ended, Ok(End::Complete)) && self.in_step && !self.stopping {
             self.judge_suspects();
         }
@@ -516,10 +517,12 @@ impl<'a> Transfer<'a> {
                 }
                 if let Some(fetch) = self.in_flight.pop_front() {
                     self.in_flight_octets = self.in_flight_octets.saturating_sub(fetch.size.unwrap_or(0));
+                    let why = format!("the server refused to hand it over: {reply}");
                     if self.draining {
                         self.again.push(fetch);
+                    } else if matches!(reply.code, Some(ResponseCode::SysTemp | ResponseCode::InUse)) {
+                        self.plan.busy.push((fetch, why));
                     } else {
-                        let why = format!("the server refused to hand it over: {reply}");
                         self.quarantine(&fetch, "retrieve", &why, None);
                     }
                 }
@@ -545,7 +548,8 @@ impl<'a> Transfer<'a> {
         self.judge_suspects();
         self.context.observer.fetched(&self.context.item.key, taken.octets);
         let whole = matches!(way, EndedWay::Whole(_) | EndedWay::Streamed(..));
-        let known = whole && self.is_known(&mut taken).await?;
+        let looked = whole || (taken.fetch.ambiguous && matches!(way, EndedWay::Ruled(..)));
+        let known = looked && self.is_known(&mut taken).await?;
         match way {
             EndedWay::Whole(job) => {
                 let octets = job.envelope.size.unwrap_or(0);
@@ -568,6 +572,7 @@ impl<'a> Transfer<'a> {
                     }
                 }
             }
+            EndedWay::Ruled(..) if known => {}
             EndedWay::Ruled(Rule::KnownMessageId, _) => self.suppress(&taken),
             EndedWay::Ruled(Rule::Loop, why) => self.refuse(&taken.fetch, Some(&taken), "loop", &why, true),
             EndedWay::Void => {}
@@ -617,6 +622,8 @@ impl<'a> Transfer<'a> {
                 "the server expires retrieved mail at once (EXPIRE 0) and not all was delivered: left without QUIT");
             return;
         }
+        // From now on what was deleted may be gone, and its UIDs given away.
+        self.plan.undeleted.clear();
         self.client.send(Command::Quit);
         match self.client.event().await {
             Ok(Event::Reply { reply, .. }) if reply.is_ok() => {

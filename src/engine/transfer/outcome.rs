@@ -34,8 +34,10 @@ impl Transfer<'_> {
             }
             Twin::Known(entry, action) => {
                 self.settled += 1;
+                self.tally.counters.unseen = self.tally.counters.unseen.saturating_sub(1);
                 if action == Action::Delete {
                     let uid = taken.fetch.uid_of(taken.digest);
+                    self.plan.undeleted.insert(taken.fetch.hash);
                     let entry = Entry { state: State::Deleting, ..entry };
                     self.batch.add(Change::Put { uid, entry }, Some(taken.fetch.number));
                 }
@@ -78,6 +80,9 @@ impl Transfer<'_> {
 
     fn put(&mut self, fetch: &Fetch, taken: Option<&Taken>, state: State, delete: Option<u32>) {
         let digest = taken.map_or(0, |taken| taken.digest);
+        if state == State::Deleting {
+            self.plan.undeleted.insert(fetch.hash);
+        }
         let entry = Entry {
             state,
             day: day_of(self.context.now),
@@ -85,7 +90,7 @@ impl Transfer<'_> {
             message_id: taken.map_or(0, |taken| taken.message_id),
             digest,
         };
-        if fetch.prior.is_some() && !fetch.ambiguous {
+        if (fetch.prior.is_some() && !fetch.ambiguous) || fetch.reused {
             // Some servers serve other octets at each retrieval: an earlier
             // try must not stay beside this one.
             self.batch.add_outcome(Change::Forget { hash: fetch.hash }, None);
@@ -120,8 +125,11 @@ impl Transfer<'_> {
                     // Only a word on the content may cost the message: what is
                     // refused earlier may be a typing error in a manifest.
                     let content = refusal.at == "." || refusal.code == 552;
+                    let queued = self.queue.len();
                     self.refuse(&fetch, taken.as_ref(), "destination", &refusal.to_string(), content);
-                    if matches!(refusal.at, "MAIL" | "RCPT") {
+                    // What goes to the postmaster instead is no standstill.
+                    let sent_on = self.queue.len() > queued;
+                    if matches!(refusal.at, "MAIL" | "RCPT") && !sent_on {
                         self.bad_streak.1 += 1;
                         if self.bad_streak.1 >= REFUSALS {
                             self.fail(

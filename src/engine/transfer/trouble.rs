@@ -72,6 +72,18 @@ impl Transfer<'_> {
         for (fetch, why) in std::mem::take(&mut self.plan.suspects) {
             self.quarantine(&fetch, "broken", &why, None);
         }
+        for (fetch, why) in std::mem::take(&mut self.plan.busy) {
+            self.quarantine(&fetch, "retrieve", &why, None);
+        }
+    }
+
+    /// Nothing came behind what the server refused for now: the trouble is its
+    /// own, and all of that is for a later poll, or session if the poll goes on.
+    pub(super) fn judge_busy(&mut self, at_end: bool) {
+        let first = std::mem::take(&mut self.plan.busy).into_iter().next();
+        if let Some((_, why)) = first.filter(|_| at_end && self.failed.is_none()) {
+            self.failed = Some(PollError { code: Code::ServerBusy, message: why, scope: Scope::Account });
+        }
     }
 
     /// The session broke. The message under way may be the cause: the next

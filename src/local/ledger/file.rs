@@ -131,11 +131,17 @@ impl LedgerFile<'_> {
         if *self.doubt != Doubt::default() {
             self.resolve()?;
         }
-        let file = match File::open(self.path) {
+        // To open a named pipe would wait for somebody who writes into it.
+        let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.unreadable(&error)),
         };
+        let kind = file.metadata().map_err(|error| self.unreadable(&error))?.file_type();
+        if !kind.is_file() && !kind.is_dir() {
+            return Err(self.unreadable(&io::Error::other("it is a pipe, a socket or a device, and no file")));
+        }
         self.read(&file, today).map(Some)
     }
 
@@ -159,7 +165,12 @@ impl LedgerFile<'_> {
             }
         })?;
         let Some(mut ledger) = ledger else {
-            return Err(self.damaged(1, "the file is empty; it should begin with a line 'rpop-ledger …'"));
+            let what = if metadata.len() == 0 {
+                "the file is empty; it should begin with a line 'rpop-ledger …'"
+            } else {
+                "the file was cut off within its first line"
+            };
+            return Err(self.damaged(1, what));
         };
         if !headed && dead_or_alive == 0 {
             return Err(self.damaged(scanned.lines + 1, "the file was cut off within its head"));

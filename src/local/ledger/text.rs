@@ -72,7 +72,8 @@ pub(super) fn parse_header(line: &[u8]) -> Result<[u8; 16], &'static str> {
     const WANTED: &str = "the first line must be 'rpop-ledger 1 salt=' and 32 hexadecimal digits";
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let Some(hex) = line.strip_prefix(MAGIC.as_bytes()) else {
-        return Err(if line.starts_with(b"rpop-ledger ") {
+        let version = line.strip_prefix(b"rpop-ledger ").map(|rest| split(rest).0);
+        return Err(if version.is_some_and(|version| !version.is_empty() && version != b"1") {
             "it was written by a newer rpop"
         } else {
             WANTED

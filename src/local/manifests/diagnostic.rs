@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::domain::text::shown;
 use crate::domain::work::RecordKey;
 
 /// How bad it is.
@@ -54,7 +55,8 @@ impl Diagnostic {
     /// One line, for logs: `FILE:LINE:COLUMN: SUBJECT: MESSAGE`.
     pub fn line(&self) -> String {
         let place = if self.line > 0 { format!(":{}:{}", self.line, self.column) } else { String::new() };
-        let subject = if self.subject.is_empty() { String::new() } else { format!(" {}:", self.subject) };
+        let subject =
+            if self.subject.is_empty() { String::new() } else { format!(" {}:", shown(&self.subject)) };
         format!("{}{place}:{subject} {}", self.file.display(), self.message)
     }
 }
@@ -77,7 +79,7 @@ impl fmt::Display for Diagnostic {
             writeln!(f, "{:gutter$} | {:indent$}{:^<length$}", "", "", "")?;
         }
         if !self.subject.is_empty() {
-            writeln!(f, "{:gutter$} = in {}", "", self.subject)?;
+            writeln!(f, "{:gutter$} = in {}", "", shown(&self.subject))?;
         }
         Ok(())
     }

@@ -187,6 +187,7 @@ fn rules_of_the_crds_are_evaluated_and_point_at_the_field() {
         ("tls: {mode: None, serverName: x.example}\n", "7:3 spec.tls", "there is no TLS: remove caRef"),
         ("tls: {pinSha256: [abc]}\n", "7:9 spec.tls.pinSha256", "64 hexadecimal digits"),
         ("limits: {messageSize: 50MB}\n", "7:25 spec.limits.messageSize", "like 50Mi"),
+        ("limits: {messageSize: 0}\n", "7:25 spec.limits.messageSize", "like 50Mi"),
         ("mailbox: ../etc\n", "7:12 spec.mailbox", "write the name of a mailbox"),
         ("mailbox: a\nspecial: X-To\n", "8:12 spec.special", "write mailbox or special, not both"),
         ("relayForeign: true\n", "7:17 spec.relayForeign", "needs special"),

@@ -156,6 +156,9 @@ impl Node {
 /// Reads a stream of documents and hands each to `each` as it is complete.
 /// Empty documents are left out.
 pub(super) fn read(text: &str, mut each: impl FnMut(Result<Node, Fault>)) {
+    if let Some(fault) = control_character(text) {
+        return each(Err(fault));
+    }
     let mut options = Options::default();
     options.set_emit_comments(false);
     options.flow_nesting_limit = MAX_DEPTH;
@@ -186,6 +189,23 @@ pub(super) fn read(text: &str, mut each: impl FnMut(Result<Node, Fault>)) {
             }
         }
     }
+}
+
+/// A character that no YAML file may hold (YAML 1.2, section 5.1): the parser
+/// would speak of what it took it for.
+fn control_character(text: &str) -> Option<Fault> {
+    let odd = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}');
+    for (line, content) in (1..).zip(text.split('\n')) {
+        if let Some((column, c)) = (1..).zip(content.chars()).find(|(_, c)| odd(*c)) {
+            let at = Position { line, column, length: 1 };
+            let message = format!(
+                "the control character U+{:04X} stands here: remove it, or write it as an escape in double quotes",
+                u32::from(c)
+            );
+            return Some(Fault { at, message });
+        }
+    }
+    None
 }
 
 /// The parser's words, and what helps against the mistakes that are made most.

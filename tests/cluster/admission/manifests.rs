@@ -163,6 +163,9 @@ fn records(add: &mut impl FnMut(Value, &'static str, &str)) {
     add(record(json!({"tls": {"pinSha256": ["ab"]}})), "spec.tls.pinSha256", PINS);
 }
 
+const NAMES: &str =
+    "write the object's name as Kubernetes has it, like first-isp: lower-case letters, digits, - and dots";
+
 fn remotes(add: &mut impl FnMut(Value, &'static str, &str)) {
     let oauth2 = |token: &str| json!({"tokenUrl": token, "clientId": "rpop", "refreshTokenSecretRef": {"name": "isp"}});
     let good = || oauth2("https://login.example/token");
@@ -183,6 +186,20 @@ fn remotes(add: &mut impl FnMut(Value, &'static str, &str)) {
         "spec.remote.auth",
         "with oauth2 write auth: Auto, XOAuth2 or OAuthBearer: the others need a password",
     );
+    for name in ["../../other/secrets/theirs", "pw?x=1", "p%77", "Pw", "pw/", "-pw", "."] {
+        let reference = json!({"name": name});
+        add(remote(json!({"passwordSecretRef": reference})), "spec.remote.passwordSecretRef.name", NAMES);
+        add(record(json!({"tls": {"caRef": reference}})), "spec.tls.caRef.name", NAMES);
+        let certificate = json!({"tls": {"clientCertificateSecretRef": reference}});
+        add(record(certificate), "spec.tls.clientCertificateSecretRef.name", NAMES);
+    }
+    let with = |field: &str| {
+        let mut oauth2 = good();
+        oauth2[field] = json!({"name": "../isp"});
+        remote(json!({"passwordSecretRef": null, "oauth2": oauth2}))
+    };
+    add(with("refreshTokenSecretRef"), "spec.remote.oauth2.refreshTokenSecretRef.name", NAMES);
+    add(with("clientSecretRef"), "spec.remote.oauth2.clientSecretRef.name", NAMES);
     for token in ["http://login.example/token", "http://localhost.example/", "login.example"] {
         add(
             remote(json!({"passwordSecretRef": null, "oauth2": oauth2(token)})),
@@ -201,6 +218,14 @@ fn domains(add: &mut impl FnMut(Value, &'static str, &str)) {
     let delivery = |change: Value| domain(json!({"delivery": change}));
     let lmtp =
         |change: Value| json!({"smtp": null, "lmtp": merged(json!({"host": "mail.example.com"}), change)});
+    let odd = || json!({"name": "../isp"});
+    let login = || json!({"auth": {"username": "rpop", "passwordSecretRef": odd()}});
+    let ca = || json!({"tls": {"caRef": odd()}});
+    let smtp = |change: Value| json!({"smtp": merged(json!({"host": "mail.example.com"}), change)});
+    add(delivery(smtp(login())), "spec.delivery.smtp.auth.passwordSecretRef.name", NAMES);
+    add(delivery(smtp(ca())), "spec.delivery.smtp.tls.caRef.name", NAMES);
+    add(delivery(lmtp(login())), "spec.delivery.lmtp.auth.passwordSecretRef.name", NAMES);
+    add(delivery(lmtp(ca())), "spec.delivery.lmtp.tls.caRef.name", NAMES);
     add(
         delivery(json!({"smtp": null})),
         "spec.delivery",

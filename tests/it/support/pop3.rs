@@ -531,7 +531,7 @@ impl<'a> Session<'a> {
         let mut out = Vec::new();
         match (verb, wanted) {
             ("STAT", _) => {
-                let total: u64 = live().map(|(_, mail)| size(mail)).sum();
+                let total: u64 = live().map(|(_, mail)| size(mail)).fold(0, u64::saturating_add);
                 out.extend_from_slice(format!("+OK {} {total}\r\n", live().count()).as_bytes());
             }
             ("LIST", _) if argument.is_empty() => {

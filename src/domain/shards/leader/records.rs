@@ -23,7 +23,7 @@ pub(super) type Number = u32;
 pub(super) type Place = (ShardId, u32);
 
 struct Wish {
-    uid: u64,
+    maildrop: u64,
     host: usize,
     digest: u64,
     bytes: u32,
@@ -159,9 +159,9 @@ impl Records {
         let host = self.host(&seen.host, seen.port);
         let before = self.withdraw(number);
         let factor = self.hosts[host].factor.unwrap_or(1);
-        let target = (mapping::shard(self.hosts[host].hash, seen.uid, factor, self.shards), factor);
+        let target = (mapping::shard(self.hosts[host].hash, seen.maildrop, factor, self.shards), factor);
         let wish = Wish {
-            uid: seen.uid,
+            maildrop: seen.maildrop,
             host,
             digest: seen.digest,
             bytes: seen.bytes,
@@ -261,7 +261,7 @@ impl Records {
             let Some(wish) = &self.all[number].wish else { continue };
             let host = &self.hosts[wish.host];
             let factor = host.factor.unwrap_or(1);
-            let target = (mapping::shard(host.hash, wish.uid, factor, self.shards), factor);
+            let target = (mapping::shard(host.hash, wish.maildrop, factor, self.shards), factor);
             if target == wish.target {
                 continue;
             }
