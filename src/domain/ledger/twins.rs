@@ -29,7 +29,7 @@ struct Known {
 pub enum Told {
     /// It was taken: there is nothing to do.
     Known,
-    /// It is quarantined and not due.
+    /// It is quarantined, or owed, and not due.
     Waiting,
     /// It was taken, and is to be deleted on the server now.
     Delete(Entry),
@@ -46,7 +46,7 @@ pub enum Twin {
     New {
         /// See [`Entry::digest`].
         digest: u64,
-        /// What is known of an earlier try, quarantined or uncertain.
+        /// What is known of an earlier try: quarantined, owed or uncertain.
         prior: Option<Entry>,
     },
     /// The very octets of another message of this UID that was taken already,
@@ -123,9 +123,11 @@ impl Twins {
         let mut copies = false;
         // Copies of the same octets are remembered under the numbers that
         // follow their digest.
-        while let Some(known) =
-            self.entries.iter_mut().find(|known| known.entry.digest == digest && known.entry.is_sized(size))
-        {
+        while let Some(known) = self.entries.iter_mut().find(|known| {
+            // What is owed must not be delivered to all again because LIST
+            // tells its size differently by now.
+            known.entry.digest == digest && (known.entry.is_sized(size) || known.entry.is_owed())
+        }) {
             if !known.claimed {
                 known.claimed = true;
                 return match known.action {
@@ -139,9 +141,10 @@ impl Twins {
         // An earlier try that did not come to an end has no digest. Where it is
         // one that did (a line that a person wrote), nobody can tell which of
         // the messages it was: better one of them twice than one of them lost.
+        // As one that is owed to some would be, if it were the wrong one.
         let prior = self.entries.iter_mut().find(|known| {
             let vague = known.entry.digest == 0 && known.entry.is_sized(size);
-            vague && !known.claimed && known.action == Action::Retry
+            vague && !known.claimed && known.action == Action::Retry && !known.entry.is_owed()
         });
         let prior = prior.map(|known| {
             known.claimed = true;
@@ -161,7 +164,11 @@ impl Entry {
     }
 
     /// Whether a message of this size may be the one; 0 is unknown.
-    fn is_sized(&self, size: u64) -> bool {
+    pub(super) fn is_sized(&self, size: u64) -> bool {
         self.size == size || self.size == 0 || size == 0
+    }
+
+    fn is_owed(&self) -> bool {
+        matches!(self.state, State::Owed { .. })
     }
 }
