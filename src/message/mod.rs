@@ -9,8 +9,10 @@
 
 mod compose;
 mod header;
+mod notification;
 mod sender;
 mod trace;
 
 pub use compose::{Composed, Composer, MAX_HEADER, MAX_HOPS};
+pub use notification::{Notification, Refused};
 pub use trace::{Trace, TraceContext};
