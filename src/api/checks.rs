@@ -1,8 +1,9 @@
 //! What objects say of one another: the same checks in the same words, for
 //! files and for the cluster.
 
+use crate::domain::envelope::Mailbox;
 use crate::domain::text::escape;
-use crate::domain::work::{Destination, RecordKey, WorkItem};
+use crate::domain::work::{Destination, RecordKey, Special, Unified, WorkItem};
 
 /// `apop` in a record, and not in the settings.
 pub(crate) const APOP_OFF: &str = "apop has no effect: RpopSettings has useApop off";
@@ -51,6 +52,132 @@ pub(crate) fn mailbox_without_store(item: &WorkItem, to: &Destination, maildirs:
     ))
 }
 
+/// `special` with a header that has another use. The CRD has a rule of the
+/// same words.
+pub(crate) const TAKEN_HEADER: &str = "this header has another use, and RPOP would remove it: write the header in which your provider keeps the envelope recipient, like X-Original-To or Delivered-To, or \"*\" to use To and Cc";
+
+/// Whether everybody's mail has that header, or RPOP or the recipients need
+/// it: it holds no envelope recipient, and must not be removed.
+pub(crate) fn is_taken_header(name: &str) -> bool {
+    const NAMES: &[&str] = &[
+        "received",
+        "return-path",
+        "from",
+        "sender",
+        "reply-to",
+        "to",
+        "cc",
+        "bcc",
+        "subject",
+        "date",
+        "message-id",
+        "in-reply-to",
+        "references",
+        "mime-version",
+        "dkim-signature",
+        "authentication-results",
+        "errors-to",
+        "return-receipt-to",
+        "disposition-notification-to",
+    ];
+    const FAMILIES: &[&str] = &["content-", "resent-", "list-", "arc-"];
+    let name = name.to_ascii_lowercase();
+    NAMES.contains(&&*name) || FAMILIES.iter().any(|family| name.starts_with(family))
+}
+
+/// `special` while the settings name no Main Domain.
+pub(crate) const NO_MAIN_DOMAIN: &str = "special needs the Main Domain, whose postmaster owns the record and gets what is for nobody else: write mainDomain: example.com in RpopSettings";
+
+/// `special` while it cannot be read which is the Main Domain.
+pub(crate) const SETTINGS_BROKEN: &str =
+    "special needs the Main Domain, and RpopSettings, which names it, has errors";
+
+/// `special` while nothing can be delivered to the Main Domain.
+pub(crate) fn unusable_main_domain(name: Option<&str>) -> String {
+    let name = name.map(|name| format!(" {}", escape(name))).unwrap_or_default();
+    format!(
+        "special needs the Main Domain, and the RpopDomain{name} that RpopSettings names as mainDomain is not there or has errors"
+    )
+}
+
+/// `special` in a record of somebody else than the Main Domain's postmaster.
+pub(crate) fn not_the_postmasters(owner: Option<&Mailbox>) -> String {
+    let owner = owner.map_or_else(
+        || "his address, in the domain that RpopSettings names as mainDomain".to_owned(),
+        ToString::to_string,
+    );
+    format!(
+        "with special a record delivers to any account of any RpopDomain, so it must belong to the postmaster of the Main Domain: write account: {owner}"
+    )
+}
+
+/// Local domains that do not fit a record with `special`.
+pub(crate) fn unified_too_large(octets: usize, most: usize, names: usize, deliveries: usize) -> String {
+    format!(
+        "with special a record carries all local domains, and these ({names} names and aliases, {deliveries} different deliveries) take {octets} octets of {most}: remove aliases that get no mail, or give RpopDomains the same delivery, which then counts once"
+    )
+}
+
+/// Domains that a record with `special` does without.
+pub(crate) fn left_out(domains: &[impl AsRef<str>]) -> Option<String> {
+    let some = listed(domains);
+    match domains {
+        [] => None,
+        [_] => {
+            Some(format!("RpopDomain {some} has errors: until it is mended, its addresses count as foreign"))
+        }
+        _ => Some(format!(
+            "the RpopDomains {some} have errors: until they are mended, their addresses count as foreign"
+        )),
+    }
+}
+
+/// Domains whose deliveries lack a Secret, to a record with `special`.
+pub(crate) fn waiting(domains: &[impl AsRef<str>]) -> Option<String> {
+    let (what, lacks) = match domains {
+        [] => return None,
+        [_] => ("RpopDomain", "lacks a Secret that can be used: mail for it waits until it has one"),
+        _ => ("the RpopDomains", "lack Secrets that can be used: mail for them waits until they have them"),
+    };
+    Some(format!("{what} {} {lacks}", listed(domains)))
+}
+
+/// A sender is told by SMTP that a recipient of his was refused.
+pub(crate) fn without_notifications(unified: &Unified, main: &Destination) -> Option<String> {
+    let tells = matches!(unified.special, Special::Header(_)) && main.smtp.is_none();
+    tells.then(|| {
+        format!(
+            "RpopDomain {} has no delivery.smtp: when a recipient is refused, {} is told of it, and not the sender",
+            main.domain, unified.postmaster
+        )
+    })
+}
+
+/// What is done with the mail of a unified account.
+pub(crate) fn distributes(unified: &Unified) -> String {
+    let names: Vec<&str> =
+        unified.domains.iter().flat_map(|place| place.names.iter().map(|name| &**name)).collect();
+    let (names, postmaster) = (listed(&names), &unified.postmaster);
+    let addresses = match (&unified.special, unified.relay_foreign) {
+        (Special::Header(name), false) => format!("the addresses in {} that are in {names}", escape(name)),
+        (Special::Header(name), true) => {
+            format!("all addresses in {}, also outside of {names}", escape(name))
+        }
+        (Special::Addressees, _) => format!("the addresses in To, Cc and Bcc that exist in {names}"),
+    };
+    format!("delivers to {addresses}; a message without one goes to {postmaster}")
+}
+
+/// The first of many names.
+fn listed(names: &[impl AsRef<str>]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| escape(name.as_ref())).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 /// What two records of one maildrop are to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Claim {
@@ -79,4 +206,37 @@ pub(crate) fn rival(other: Option<&RecordKey>) -> String {
     format!(
         "this is the maildrop of {other} too, and what one of them deletes the other does not get: write leave: true in both, or remove one"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_everybody_are_taken_and_those_of_providers_are_free() {
+        for taken in
+            ["Received", "FROM", "to", "Message-Id", "Content-Type", "resent-to", "List-Id", "ARC-Seal"]
+        {
+            assert!(is_taken_header(taken), "{taken}");
+        }
+        for free in [
+            "X-Original-To",
+            "Delivered-To",
+            "Envelope-To",
+            "X-RCPT-TO",
+            "Apparently-To",
+            "Archived-At",
+            "Tom",
+        ] {
+            assert!(!is_taken_header(free), "{free}");
+        }
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let names: Vec<String> = (0..7).map(|n| format!("d{n}.example")).collect();
+        assert_eq!(listed(&names[..2]), "d0.example, d1.example");
+        assert!(left_out(&names).unwrap().contains("d4.example and 2 more have errors"));
+        assert_eq!(left_out(&names[..0]), None);
+    }
 }

@@ -68,7 +68,9 @@ fn postmaster() -> String {
 pub struct AccountsFor {
     /// Namespaces with these labels; `{}` means all.
     pub namespaces: LabelSelector,
-    /// Local parts that they may use; `*` stands for any characters.
+    /// Local parts that they may use; `*` stands for any characters. Whoever
+    /// may use the Main Domain's postmaster may write records with `special`,
+    /// which deliver to all domains.
     #[schemars(length(min = 1, max = 256), inner(length(max = 64)))]
     pub accounts: Vec<String>,
 }

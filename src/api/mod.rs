@@ -29,6 +29,7 @@ mod shard;
 mod slice;
 #[allow(unreachable_pub)]
 mod status;
+pub(crate) mod unified;
 pub(crate) mod work;
 
 pub use common::{CaKind, CaRef, DeliveryAuth, KeyRef, NameRef};

@@ -48,7 +48,8 @@ use super::status::RpopRecordStatus;
 pub struct RpopRecordSpec {
     /// The local account that gets the mail, with its domain:
     /// `alice@example.com`. The domain, or one of its aliases, must have an
-    /// RpopDomain. With `special` it only says whose record this is.
+    /// RpopDomain. With `special` it only says whose record this is, and must
+    /// be the postmaster of the Main Domain.
     #[schemars(length(min = 3, max = 320))]
     #[x_kube(validation = Rule::new("self.contains('@') && !self.startsWith('@') && !self.endsWith('@') && ['\\n', '\\r', '\\t', '<', '>', '@@'].all(bad, !self.contains(bad)) && (self.startsWith('\"') || !self.contains(' '))").message("write the local account with its domain, like alice@example.com"))]
     pub account: String,
@@ -85,12 +86,16 @@ pub struct RpopRecordSpec {
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = Rule::new("self != '' && !self.matches('[\\\\x00-\\\\x1f\\\\x7f]') && !self.startsWith('/') && !self.split('/').exists(part, part == '..' || part == '.' || part == '')").message("write the name of a mailbox, like Archive or Lists/Rust"))]
     pub mailbox: Option<String>,
-    /// The maildrop collects mail of several accounts: the name of the header
-    /// with the recipients (`X-Real-To`, `Delivered-To`), or `"*"` to take them
-    /// from To and Cc.
+    /// The maildrop collects mail of several accounts, of all local domains:
+    /// the name of the header in which the provider keeps the recipients
+    /// (`X-Real-To`, `Delivered-To`; it is removed), or `"*"` to take them from
+    /// To, Cc and Bcc. What is for no local account goes to the postmaster of
+    /// the Main Domain (`mainDomain` in RpopSettings), to whom the record must
+    /// belong, since it delivers to any account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = Rule::new("self == '*' || self.matches('^[!-9;-~]+$')").message("write the name of a header without its colon, like X-Real-To, or \"*\" for To and Cc"))]
+    #[x_kube(validation = Rule::new("!self.matches('(?i)^((received|return-path|from|sender|reply-to|to|cc|bcc|subject|date|message-id|in-reply-to|references|mime-version|dkim-signature|authentication-results|errors-to|return-receipt-to|disposition-notification-to)$|(content|resent|list|arc)-)')").message("this header has another use, and RPOP would remove it: write the header in which your provider keeps the envelope recipient, like X-Original-To or Delivered-To, or \"*\" to use To and Cc"))]
     pub special: Option<String>,
     /// With `special` and a header: deliver to addresses of other domains
     /// too. The header can be forged, hence this makes a relay.

@@ -9,7 +9,6 @@ use serde_json::Value;
 /// What this version knows of and cannot do yet: it is refused where it is
 /// written, never ignored.
 pub const NOT_YET: &[(&str, &str)] = &[
-    ("RpopRecord", "special"),
     ("RpopRecord", "remote.oauth2"),
     ("RpopRecord", "remote.auth: CramMd5"),
     ("RpopRecord", "remote.auth: ScramSha256"),

@@ -43,7 +43,8 @@ pub struct RpopSettingsSpec {
     /// protocol transcripts, without secrets. `AllInfo`: everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_level: Option<LogLevel>,
-    /// The RpopDomain whose postmaster gets what has no usable address.
+    /// The RpopDomain whose postmaster gets what has no usable address, and to
+    /// whom records with `special` belong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub main_domain: Option<String>,

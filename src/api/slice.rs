@@ -12,8 +12,13 @@ use super::work::digest;
 use crate::domain::envelope::Mailbox;
 use crate::domain::work::{Destination, Limits, OnReject, OnUidChange, RecordKey, Remote, Unified, WorkItem};
 
-/// The format of items that this build writes, and the newest that it reads.
-pub const SLICE_FORMAT: u32 = 1;
+/// The newest format of items that this build writes and reads.
+pub const SLICE_FORMAT: u32 = UNIFIED;
+/// Plain records only.
+const PLAIN: u32 = 1;
+/// With `unified`: who does not know it must not take the record for a plain
+/// one, since all the mail would go to one account.
+const UNIFIED: u32 = 2;
 
 /// Some records of a shard, with everything that their worker needs but the
 /// secrets. Internal to RPOP: to be read, not to be written.
@@ -220,6 +225,11 @@ impl SliceItem {
 }
 
 impl RpopWorkSliceSpec {
+    /// The format of a slice of these records: the oldest that can say it.
+    pub fn format_of<'i>(items: impl IntoIterator<Item = &'i WorkItem>) -> u32 {
+        if items.into_iter().any(|item| item.unified.is_some()) { UNIFIED } else { PLAIN }
+    }
+
     /// The items, each for itself.
     ///
     /// # Errors
@@ -266,7 +276,9 @@ impl RpopWorkSliceSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::work::{AuthChoice, Endpoint, MailHost, SecretKind, SecretRef, TlsMode, TlsPolicy};
+    use crate::domain::work::{
+        AuthChoice, Endpoint, LocalDomains, MailHost, SecretKind, SecretRef, Special, TlsMode, TlsPolicy,
+    };
 
     fn work() -> WorkItem {
         let secret = |name: &str, key: &str| SecretRef {
@@ -330,6 +342,41 @@ mod tests {
         let read = slice(vec![serde_json::to_value(item).unwrap()]).sliced().unwrap();
         let wanted = Sliced { item: work(), uid: "8d3c".into(), generation: 4, factor: 1, past };
         assert_eq!(read, [Ok(wanted)]);
+    }
+
+    fn unified(special: Special) -> WorkItem {
+        let plain = work();
+        let unified = Unified {
+            special,
+            relay_foreign: true,
+            deduplicate: false,
+            domains: vec![LocalDomains {
+                names: vec!["example.com".into(), "example.net".into()],
+                destination: Arc::clone(&plain.destination),
+            }],
+            postmaster: Mailbox::parse("postmaster@example.com").unwrap(),
+        };
+        WorkItem { unified: Some(Arc::new(unified)), mailbox: None, ..plain }
+    }
+
+    #[test]
+    fn a_unified_account_is_whole_in_its_slice() {
+        for special in [Special::Header("X-Real-To".into()), Special::Addressees] {
+            let work = unified(special);
+            let item = SliceItem::new(&work, "8d3c", 4, ItemPast::default(), 0);
+            let value = serde_json::to_value(item).unwrap();
+            let read = slice(vec![value.clone()]).sliced().unwrap();
+            assert_eq!(read[0].as_ref().unwrap().item, work);
+            let again = SliceItem::deserialize(&value).unwrap();
+            assert_eq!(serde_json::to_value(again).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn who_does_not_know_unified_accounts_is_not_given_one_as_a_plain_record() {
+        let (plain, unified) = (work(), unified(Special::Addressees));
+        assert_eq!(RpopWorkSliceSpec::format_of([&plain]), 1);
+        assert_eq!(RpopWorkSliceSpec::format_of([&plain, &unified]), SLICE_FORMAT);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use siphasher::sip::SipHasher13;
 
-use crate::api;
+use crate::api::{self, checks};
 use crate::domain::envelope::Mailbox;
 use crate::domain::text::escape;
 use crate::domain::work::{
@@ -72,7 +72,8 @@ impl Shared {
 }
 
 /// A record's work item, but for what other objects say: destination,
-/// postmaster, source address, and whether APOP is allowed at all.
+/// postmaster, what a unified account is given, source address, and whether
+/// APOP is allowed at all.
 pub(crate) fn record(
     shared: &mut Shared,
     key: RecordKey,
@@ -86,8 +87,9 @@ pub(crate) fn record(
     let endpoint = keep(&mut faults, host(&spec.remote.host, spec.tls.mode));
     let tls = keep(&mut faults, tls(shared, &key.namespace, &spec.tls));
     let password = keep(&mut faults, password(shared, &key.namespace, &spec.remote));
-    if spec.special.is_some() {
-        faults.push(not_yet("spec.special", "special"));
+    // The CRD's rule may be younger than the record.
+    if spec.special.as_deref().is_some_and(checks::is_taken_header) {
+        faults.push(Unusable { path: "spec.special", message: checks::TAKEN_HEADER.to_owned() });
     }
     let interval = match spec.poll_every {
         api::PollEvery::Every(duration) if !spec.paused => Some(duration.0),

@@ -163,7 +163,10 @@ fn manifest_cells(item: Option<&WorkItem>) -> [String; 7] {
         item.leave.to_string(),
         item.remote.apop.to_string(),
         tls.to_owned(),
-        item.mailbox.as_deref().unwrap_or_default().to_owned(),
+        match &item.unified {
+            Some(unified) => unified.special.to_string(),
+            None => item.mailbox.as_deref().unwrap_or_default().to_owned(),
+        },
     ]
 }
 
@@ -209,6 +212,7 @@ fn json(rows: &BTreeMap<RecordKey, Row>) -> String {
                     "leave": item.leave,
                     "apop": item.remote.apop,
                     "mailbox": item.mailbox.as_deref(),
+                    "special": item.unified.as_ref().map(|unified| unified.special.to_string()),
                 });
                 object.insert("spec".to_owned(), spec);
             }
@@ -241,5 +245,26 @@ mod tests {
         status.succeeded(3, &Counters::default());
         status.tell_set_aside(None);
         assert!(set_aside(rows.keys().next().unwrap(), &status).is_none() && status.set_aside.is_none());
+    }
+    #[test]
+    fn a_unified_account_shows_where_its_recipients_stand() {
+        let manifests = [
+            r#"{"apiVersion": "rpop.dev/v1alpha1", "kind": "RpopSettings", "metadata": {"name": "default"},
+                "spec": {"mainDomain": "example.com"}}"#,
+            r#"{"apiVersion": "rpop.dev/v1alpha1", "kind": "RpopDomain", "metadata": {"name": "example.com"},
+                "spec": {"delivery": {"smtp": {"host": "localhost"}}}}"#,
+            r#"{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "isp"}, "stringData": {"password": "x"}}"#,
+            r#"{"apiVersion": "rpop.dev/v1alpha1", "kind": "RpopRecord", "metadata": {"name": "all"}, "spec": {
+                "account": "postmaster@example.com", "special": "X-Original-To",
+                "remote": {"host": "pop.isp.example", "account": "a", "passwordSecretRef": {"name": "isp"}}}}"#,
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("all.yaml"), manifests.join("\n---\n")).unwrap();
+        let read = Configuration::load(&[folder.path().to_owned()]).unwrap();
+        let mut rows = BTreeMap::new();
+        take_up(&mut rows, &read);
+        let text = table(&rows, folder.path(), true);
+        assert!(text.lines().nth(1).unwrap().contains(" X-Original-To "), "{text}\n{}", read.report());
+        assert!(json(&rows).contains(r#""special": "X-Original-To""#));
     }
 }

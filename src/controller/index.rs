@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
-use super::allow::Allow;
+use super::domains::{Usable, directory, usable};
 use super::shown::{Shown, Told};
 use crate::api::checks::{self, Claim};
+use crate::api::unified::Directory;
 use crate::api::work::{self, Shared};
 use crate::api::{RpopDomainSpec, RpopDomainStatus, RpopRecordSpec, RpopRecordStatus};
 use crate::api::{RpopSettingsSpec, RpopSettingsStatus};
-use crate::domain::envelope::Mailbox;
 use crate::domain::text::shown as plain;
-use crate::domain::work::{Destination, RecordKey};
+use crate::domain::work::RecordKey;
 
 /// A maildrop: host, port, user name.
 pub(super) type Maildrop = (Arc<str>, u16, Arc<str>);
@@ -55,14 +55,6 @@ pub(super) struct Domain {
     revision: u64,
 }
 
-/// What records need of a domain.
-#[derive(Debug)]
-pub(super) struct Usable {
-    pub(super) destination: Arc<Destination>,
-    pub(super) postmaster: Mailbox,
-    pub(super) allow: Vec<Allow>,
-}
-
 /// A namespace as it was seen last.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Namespace {
@@ -99,11 +91,16 @@ pub(super) struct View {
     records: HashMap<RecordKey, Record>,
     by_domain: HashMap<Arc<str>, BTreeSet<RecordKey>>,
     by_namespace: HashMap<Arc<str>, BTreeSet<RecordKey>>,
+    /// Those with `special`: all domains concern them.
+    unified: BTreeSet<RecordKey>,
     maildrops: HashMap<Maildrop, BTreeMap<RecordKey, Claim>>,
     domains: BTreeMap<Arc<str>, Domain>,
     /// Names and aliases: whose, and in which revision.
     names: HashMap<Arc<str>, (Arc<str>, u64)>,
     names_stale: bool,
+    /// What unified records are given.
+    pub(super) directory: Directory,
+    directory_stale: bool,
     namespaces: HashMap<Arc<str>, Namespace>,
     pub(super) settings: Option<SettingsSeen>,
     /// What is in force; `None` while settings exist that nobody can read.
@@ -128,10 +125,13 @@ impl View {
             records: HashMap::new(),
             by_domain: HashMap::new(),
             by_namespace: HashMap::new(),
+            unified: BTreeSet::new(),
             maildrops: HashMap::new(),
             domains: BTreeMap::new(),
             names: HashMap::new(),
             names_stale: false,
+            directory: Directory::default(),
+            directory_stale: false,
             namespaces: HashMap::new(),
             settings: None,
             rules: Some(Rules { host_connections: 20, ..Rules::default() }),
@@ -180,6 +180,9 @@ impl View {
             self.by_domain.entry(Arc::clone(domain)).or_default().insert(key.clone());
         }
         self.by_namespace.entry(Arc::clone(&key.namespace)).or_default().insert(key.clone());
+        if spec.as_ref().is_ok_and(|spec| spec.special.is_some()) {
+            self.unified.insert(key.clone());
+        }
         let record = Record { uid, version, generation, deleting, spec, shown, told: None, domain, maildrop };
         self.records.insert(key.clone(), record);
         self.gone.remove(&key);
@@ -201,6 +204,7 @@ impl View {
             forget(&mut self.by_domain, domain, key);
         }
         forget(&mut self.by_namespace, &key.namespace, key);
+        self.unified.remove(key);
         record.maildrop
     }
 
@@ -389,6 +393,7 @@ impl View {
             return;
         }
         self.rules = Some(rules);
+        self.directory_stale = true;
         self.dirty.extend(self.records.keys().cloned());
     }
 
@@ -458,7 +463,11 @@ impl View {
 
     /// Whether no record waits to be looked at.
     pub(super) fn all_looked_at(&self) -> bool {
-        self.dirty.is_empty() && !self.names_stale
+        self.dirty.is_empty() && !self.is_stale()
+    }
+
+    fn is_stale(&self) -> bool {
+        self.names_stale || self.directory_stale
     }
 
     /// The Main Domain, if the settings in force name one.
@@ -469,7 +478,7 @@ impl View {
     /// Up to `most` records to look at. They are taken: what is not done with
     /// them must be put back with [`View::again`].
     pub(super) fn take_dirty(&mut self, most: usize) -> Vec<RecordKey> {
-        self.settle_names();
+        self.settle();
         let mut taken = Vec::with_capacity(most.min(self.dirty.len()));
         while taken.len() < most
             && let Some(key) = self.dirty.pop_first()
@@ -486,13 +495,13 @@ impl View {
 
     /// Domains whose status is to be looked at.
     pub(super) fn take_dirty_domains(&mut self) -> BTreeSet<Arc<str>> {
-        self.settle_names();
+        self.settle();
         std::mem::take(&mut self.dirty_domains)
     }
 
     /// Whether the status of the settings is to be looked at.
     pub(super) fn take_settings_dirty(&mut self) -> bool {
-        self.settle_names();
+        self.settle();
         std::mem::take(&mut self.settings_dirty)
     }
 
@@ -502,7 +511,19 @@ impl View {
             && self.gone.is_empty()
             && self.dirty_domains.is_empty()
             && !self.settings_dirty
-            && !self.names_stale
+            && !self.is_stale()
+    }
+
+    /// What follows from all domains together.
+    fn settle(&mut self) {
+        self.settle_names();
+        if std::mem::take(&mut self.directory_stale) {
+            let directory = directory(&self.domains, &self.names, self.main_domain());
+            if !self.directory.says_the_same(&directory) {
+                self.directory = directory;
+                self.dirty.extend(self.unified.iter().cloned());
+            }
+        }
     }
 
     /// Gives every name to one domain: its own name to each, and an alias to
@@ -511,6 +532,7 @@ impl View {
         if !std::mem::take(&mut self.names_stale) {
             return;
         }
+        self.directory_stale = true;
         let mut names: HashMap<Arc<str>, (Arc<str>, u64)> = HashMap::with_capacity(self.names.len());
         for (name, domain) in &self.domains {
             names.insert(name.to_ascii_lowercase().into(), (Arc::clone(name), domain.revision));
@@ -569,47 +591,5 @@ fn rules_of(spec: &RpopSettingsSpec, source: Option<std::net::IpAddr>) -> Rules 
         source,
         host_connections: spec.host_connections,
         main_domain: spec.main_domain.as_deref().map(str::to_ascii_lowercase),
-    }
-}
-
-fn usable(
-    shared: &mut Shared,
-    system: &Arc<str>,
-    name: &str,
-    spec: &RpopDomainSpec,
-    warnings: &mut Vec<String>,
-) -> Result<Usable, Vec<String>> {
-    let mut faults = Vec::new();
-    if spec.delivery.maildir.is_some() {
-        faults.push(
-            "spec.delivery.maildir: a Maildir is on one machine, hence only with `rpop run -f`: write smtp or lmtp"
-                .to_owned(),
-        );
-    }
-    // A domain has no namespace: its Secrets are those of the namespace that
-    // RPOP runs in.
-    let namespace = |_, _: &str| Arc::clone(system);
-    let destination = work::destination(shared, name, spec, &namespace).map_err(|all| {
-        faults.extend(all.iter().map(|fault| format!("{}: {}", fault.path, fault.message)));
-    });
-    let postmaster = work::postmaster(name, &spec.postmaster)
-        .map_err(|fault| faults.push(format!("{}: {}", fault.path, fault.message)));
-    if spec.use_for_outgoing {
-        warnings.push(checks::OUTGOING.to_owned());
-    }
-    let mut allow = Vec::with_capacity(spec.allow.len());
-    for (at, pair) in spec.allow.iter().enumerate() {
-        match Allow::new(pair) {
-            Ok(pair) => allow.push(pair),
-            Err(_) => faults.push(format!(
-                "spec.allow[{at}].namespaces: write matchLabels, or matchExpressions with the operator In, NotIn, Exists or DoesNotExist"
-            )),
-        }
-    }
-    match (destination, postmaster) {
-        (Ok(destination), Ok(postmaster)) if faults.is_empty() => {
-            Ok(Usable { destination: Arc::new(destination), postmaster, allow })
-        }
-        _ => Err(faults),
     }
 }

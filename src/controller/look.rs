@@ -8,6 +8,8 @@ use super::dereference::dereference;
 use super::index::View;
 use super::validate::{Refusal, Verdict, validate};
 use crate::api::checks;
+use crate::api::unified::Directory;
+use crate::api::work::Shared;
 use crate::domain::work::RecordKey;
 
 /// What is to become of a record.
@@ -28,8 +30,9 @@ pub(super) enum Looked {
 /// Looks at a record.
 pub(super) fn look(view: &mut View, key: &RecordKey) -> Looked {
     let mut shared = std::mem::take(&mut view.shared);
-    let looked = steps(view, &mut shared, key);
-    view.shared = shared;
+    let mut directory = std::mem::take(&mut view.directory);
+    let looked = steps(view, &mut shared, &mut directory, key);
+    (view.shared, view.directory) = (shared, directory);
     match looked {
         Looked::Prepared(mut prepared) => {
             let (maildrop, claim) = prepared.claim();
@@ -49,7 +52,7 @@ pub(super) fn look(view: &mut View, key: &RecordKey) -> Looked {
     }
 }
 
-fn steps(view: &View, shared: &mut crate::api::work::Shared, key: &RecordKey) -> Looked {
+fn steps(view: &View, shared: &mut Shared, directory: &mut Directory, key: &RecordKey) -> Looked {
     let refs = match dereference(view, key) {
         Ok(refs) => refs,
         Err(error) if error.is_transient() => {
@@ -58,7 +61,7 @@ fn steps(view: &View, shared: &mut crate::api::work::Shared, key: &RecordKey) ->
         }
         Err(_) => return Looked::Gone,
     };
-    match validate(&refs, shared) {
+    match validate(&refs, shared, directory) {
         Ok(Verdict::Accepted(validated)) => Looked::Prepared(build(*validated, refs.record)),
         Ok(Verdict::Remove) => {
             Looked::Remove { uid: Arc::clone(&refs.record.uid), version: Arc::clone(&refs.record.version) }

@@ -194,7 +194,7 @@ fn what_cannot_be_done_is_refused_with_what_to_write() {
             json!({"mailbox": "Archive"}),
             ["spec.mailbox: mailbox needs delivery.lmtp", "RpopDomain example.com"],
         ),
-        (json!({"special": "*"}), ["spec.special", "not supported by this version yet"]),
+        (json!({"special": "Received"}), ["spec.special: this header has another use", "like X-Original-To"]),
         (json!({"pollEvery": "often"}), ["cannot be read by this version", "duration"]),
     ] {
         record(&mut view, "rpop-system", "r", &more);
@@ -319,3 +319,6 @@ fn a_status_written_by_workers_is_no_reason_to_look_again_and_one_that_lost_ours
     view.record(&meta(Some("rpop-system"), "r", 1), spec(), Some(&edited));
     assert_eq!(settle(&mut view).len(), 1);
 }
+
+#[path = "look_unified_tests.rs"]
+mod unified;

@@ -18,6 +18,7 @@ mod allow;
 mod apply;
 mod build;
 mod dereference;
+mod domains;
 mod driver;
 mod error;
 mod feed;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::dereference::ReferencedObjects;
-use super::index::Usable;
+use super::domains::Usable;
 use crate::api::checks;
+use crate::api::unified::{Asked, Directory};
 use crate::api::work::{self, Shared};
 use crate::api::{PollEvery, RpopRecordSpec};
 use crate::domain::code::Code;
@@ -43,7 +44,11 @@ fn refuse<T>(reason: Code, message: impl Into<String>) -> Result<T, Refusal> {
 }
 
 /// Decides about a record.
-pub(super) fn validate(refs: &ReferencedObjects<'_>, shared: &mut Shared) -> Result<Verdict, Refusal> {
+pub(super) fn validate(
+    refs: &ReferencedObjects<'_>,
+    shared: &mut Shared,
+    directory: &mut Directory,
+) -> Result<Verdict, Refusal> {
     let ReferencedObjects { key, record, namespace, domain, rules, system: _ } = refs;
     let spec = match &record.spec {
         Ok(spec) => spec,
@@ -75,6 +80,9 @@ pub(super) fn validate(refs: &ReferencedObjects<'_>, shared: &mut Shared) -> Res
         return refuse(Code::ConfigInvalid, format!("spec.mailbox: {message}"));
     }
     let mut warnings = Vec::new();
+    if let Some(asked) = Asked::of(spec) {
+        unify(refs, directory, &asked, &mut item, &mut warnings)?;
+    }
     if item.remote.apop && !rules.use_apop {
         item.remote.apop = false;
         warnings.push(format!("spec.apop: {}", checks::APOP_OFF));
@@ -96,6 +104,27 @@ fn build_item(
             faults.iter().map(|fault| format!("{}: {}", fault.path, fault.message)).collect();
         Refusal { reason: Code::ConfigInvalid, message: texts.join("; ") }
     })
+}
+
+/// A unified account is given all domains.
+fn unify(
+    refs: &ReferencedObjects<'_>,
+    directory: &mut Directory,
+    asked: &Asked,
+    item: &mut WorkItem,
+    warnings: &mut Vec<String>,
+) -> Result<(), Refusal> {
+    let unified = directory.unified(asked, &item.account).map_err(|refused| {
+        // Who writes for another domain need not know how the main one is called.
+        let may_know = *refs.key.namespace == *refs.system || directory.is_main(item.account.domain());
+        let message = format!("{}: {}", refused.path(), refused.message(may_know));
+        Refusal { reason: Code::ConfigInvalid, message }
+    })?;
+    let notes =
+        [checks::left_out(directory.left_out()), checks::without_notifications(&unified, &item.destination)];
+    warnings.extend(notes.into_iter().flatten().map(|note| format!("spec.special: {note}")));
+    item.unified = Some(unified);
+    Ok(())
 }
 
 /// The domain's pairs of namespaces and accounts decide.

@@ -10,9 +10,7 @@ use serde_json::Value;
 use siphasher::sip::SipHasher13;
 
 use super::order::{Order, Orphan, SliceBody};
-use crate::api::{
-    ItemPast, RpopShard, RpopShardStatus, RpopWorkSlice, RpopWorkSliceSpec, SLICE_FORMAT, SliceItem,
-};
+use crate::api::{ItemPast, RpopShard, RpopShardStatus, RpopWorkSlice, RpopWorkSliceSpec, SliceItem};
 use crate::domain::shards::leader::{
     Config, Decree, ItemSeen, Leader, REMOVED, RecordSeen, Seen, ShardSeen, Sight, SliceSeen, Workers,
     parse_removed,
@@ -290,8 +288,9 @@ impl Work {
             item.factor = *factor;
             values.push(value(&item));
         }
-        let spec =
-            RpopWorkSliceSpec { format: SLICE_FORMAT, shard: shard.0.into(), destinations, items: values };
+        let works = items.iter().filter_map(|(key, _)| self.records.get(key)).map(|entry| &*entry.item);
+        let format = RpopWorkSliceSpec::format_of(works);
+        let spec = RpopWorkSliceSpec { format, shard: shard.0.into(), destinations, items: values };
         SliceBody { name: shard.slice(number), shard, version, spec, removed }
     }
 }
@@ -360,3 +359,7 @@ pub(super) fn shard_seen(shard: &RpopShard) -> Option<ShardSeen> {
         observed: status.map(RpopShardStatus::observations).unwrap_or_default(),
     })
 }
+
+#[cfg(test)]
+#[path = "work_tests.rs"]
+mod tests;

@@ -84,7 +84,7 @@ pub struct Unified {
 }
 
 /// `spec.special`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Special {
     /// In all fields of this name; the name without its colon.
@@ -99,8 +99,18 @@ pub enum Special {
 pub struct LocalDomains {
     /// Names and aliases, in lower case and sorted.
     pub names: Vec<Arc<str>>,
-    /// Where their mail goes; `domain` is the first of them.
+    /// Where their mail goes; `domain` is the first RpopDomain among them.
     pub destination: Arc<Destination>,
+}
+
+impl fmt::Display for Special {
+    /// As it stands in a manifest.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Header(name) => name,
+            Self::Addressees => "*",
+        })
+    }
 }
 
 impl Unified {

@@ -251,6 +251,16 @@ async fn kubectl_get_rpop_is_the_table_that_people_know() {
         assert!(get(&["mail"]).contains("pop.isp.example"));
         // Nobody is told of a new generation by a new status.
         assert_eq!(records.get("isp").await.unwrap().metadata.generation, Some(1));
+
+        // In the same column: where the recipients stand.
+        for special in ["X-Original-To", "*"] {
+            let unified = record(json!({"special": special, "account": "postmaster@example.com"}));
+            let mut unified = in_namespace(&unified, &namespace);
+            unified = unified.replace("\"isp\",\"namespace\"", "\"all\",\"namespace\"");
+            server.apply(&unified).succeeds();
+            let table = get(&["rpop", "all"]);
+            assert!(table.lines().nth(1).unwrap().contains(&format!(" {special} ")), "{table}");
+        }
     })
     .await;
 }

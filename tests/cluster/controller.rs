@@ -445,3 +445,107 @@ async fn one_of_two_controllers_leads_and_the_other_takes_over() {
     assert!(all.items().await["rpop-system/a"][0].1.get("interval").is_none());
     third.ends().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unified_record_belongs_to_the_main_postmaster_and_follows_all_domains() {
+    let Some(all) = Installation::new().await else { return };
+    let controller = all.controller("controller-0", 1).await;
+    let settings = |main: &str| {
+        all.apply(&json!({
+            "apiVersion": "rpop.dev/v1alpha1", "kind": "RpopSettings", "metadata": {"name": "default"},
+            "spec": {"mainDomain": main},
+        }));
+    };
+    let unified = |account: &str| {
+        let spec = json!({"account": account, "special": "X-Original-To", "remote": {
+            "host": "pop.isp.example", "account": "all", "passwordSecretRef": {"name": "isp"},
+        }});
+        all.record(SYSTEM, "all", &spec);
+    };
+    let given = || async {
+        let items = all.items().await;
+        let (_, item) = items.get("rpop-system/all")?.first()?.clone();
+        let places = item["unified"]["domains"].as_array()?.clone();
+        let names = places.iter().flat_map(|place| place["names"].as_array().cloned().unwrap_or_default());
+        Some(names.filter_map(|name| name.as_str().map(str::to_owned)).collect::<Vec<_>>())
+    };
+    let given = &given;
+    let follows = |wanted: &'static [&'static str]| async move {
+        eventually(&format!("its item to know {wanted:?}"), || async {
+            (given().await? == wanted).then_some(())
+        })
+        .await;
+    };
+
+    // Whose it must be.
+    all.domain("example.com", &json!({"aliases": ["example.net"]}));
+    all.record(SYSTEM, "plain", &json!({}));
+    unified("alice@example.com");
+    all.accepted(SYSTEM, "all", "False", "ConfigInvalid", &["write mainDomain: example.com in RpopSettings"])
+        .await;
+    settings("example.com");
+    all.accepted(SYSTEM, "all", "False", "ConfigInvalid", &["write account: postmaster@example.com"]).await;
+    unified("PostMaster@example.net");
+    all.accepted(SYSTEM, "all", "True", "Accepted", &["complete and allowed"]).await;
+    all.holds(&["rpop-system/all", "rpop-system/plain"]).await;
+    follows(&["example.com", "example.net"]).await;
+
+    // A domain comes, breaks, is mended with another delivery, and goes.
+    all.domain("other.example", &json!({}));
+    follows(&["example.com", "example.net", "other.example"]).await;
+    all.server.kubectl(&["delete", "rpopdomain", "other.example"]).succeeds();
+    all.domain("other.example", &json!({"delivery": {"maildir": {"path": "/m/{local}"}}}));
+    follows(&["example.com", "example.net"]).await;
+    all.accepted(SYSTEM, "all", "True", "Accepted", &["RpopDomain other.example has errors"]).await;
+    all.server.kubectl(&["delete", "rpopdomain", "other.example"]).succeeds();
+    all.accepted(SYSTEM, "all", "True", "Accepted", &["complete and allowed"]).await;
+
+    // As many names as fit; nothing is written of them for ever. More are
+    // refused, and cost nobody else.
+    let names = |count: usize| -> Vec<String> {
+        (0..count).map(|n| format!("{n:03}.{}.{}.example", "a".repeat(60), "b".repeat(60))).collect()
+    };
+    all.domain("many.example", &json!({"aliases": names(250)}));
+    all.domain(
+        "more.example",
+        &json!({"aliases": names(205).iter().map(|name| format!("z{name}")).collect::<Vec<_>>()}),
+    );
+    eventually("its item to know them all", || async { (given().await?.len() == 459).then_some(()) }).await;
+    let slices: Api<RpopWorkSlice> = Api::namespaced(all.client.clone(), SYSTEM);
+    let place = all.items().await["rpop-system/all"][0].0.clone();
+    let slice = slices.get(&place).await.unwrap();
+    assert_eq!(slice.spec.format, rpop::api::SLICE_FORMAT);
+    assert!(serde_json::to_vec(&slice.spec).unwrap().len() > 60 * 1024);
+    all.accepted(SYSTEM, "all", "True", "Accepted", &["complete and allowed"]).await;
+    // The controller looks at everything again and finds nothing to write.
+    controller.ends().await;
+    let controller = all.controller("controller-1", 1).await;
+    all.record(SYSTEM, "bad", &json!({"mailbox": "Archive"}));
+    all.accepted(SYSTEM, "bad", "False", "ConfigInvalid", &[]).await;
+    assert_eq!(slices.get(&place).await.unwrap().metadata.generation, slice.metadata.generation);
+    let most: Vec<String> = names(250).iter().map(|name| format!("y{name}")).collect();
+    all.domain("most.example", &json!({"aliases": most}));
+    all.accepted(SYSTEM, "all", "False", "ConfigInvalid", &["710 names and aliases", "of 65536"]).await;
+    all.holds(&["rpop-system/plain"]).await;
+    for domain in ["many.example", "more.example", "most.example"] {
+        all.server.kubectl(&["delete", "rpopdomain", domain]).succeeds();
+    }
+    all.accepted(SYSTEM, "all", "True", "Accepted", &[]).await;
+    follows(&["example.com", "example.net"]).await;
+
+    // Another Main Domain, one that is not there, and none of that name any more.
+    all.domain("new.example", &json!({"postmaster": "chief"}));
+    settings("new.example");
+    all.accepted(SYSTEM, "all", "False", "ConfigInvalid", &["write account: chief@new.example"]).await;
+    unified("chief@new.example");
+    all.accepted(SYSTEM, "all", "True", "Accepted", &[]).await;
+    settings("nowhere.example");
+    all.accepted(SYSTEM, "all", "False", "ConfigInvalid", &["RpopDomain nowhere.example"]).await;
+    settings("new.example");
+    all.accepted(SYSTEM, "all", "True", "Accepted", &[]).await;
+    all.server.kubectl(&["delete", "rpopdomain", "new.example"]).succeeds();
+    all.accepted(SYSTEM, "all", "False", "DomainMissing", &["there is no RpopDomain new.example"]).await;
+    all.accepted(SYSTEM, "plain", "True", "Accepted", &[]).await;
+    all.holds(&["rpop-system/plain"]).await;
+    controller.ends().await;
+}

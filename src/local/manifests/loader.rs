@@ -17,6 +17,7 @@ use super::schema::{Check, suggest};
 use super::secrets::Data;
 use super::yaml::{self, Node, Position, Value};
 use crate::api;
+use crate::api::unified::Asked;
 use crate::api::work::{self, Shared, Unusable};
 use crate::domain::code::Code;
 use crate::domain::text::escape;
@@ -33,9 +34,12 @@ pub(super) struct Place {
 /// A record before other objects are looked at.
 pub(super) struct Draft {
     pub(super) item: WorkItem,
+    /// It asks for a unified account.
+    pub(super) asked: Option<Asked>,
     pub(super) file: u32,
     pub(super) account: Position,
     pub(super) mailbox: Position,
+    pub(super) special: Position,
     pub(super) password: Position,
     pub(super) ca: Position,
     pub(super) certificate: Position,
@@ -390,9 +394,11 @@ impl Loader {
         match work::record(&mut self.shared, key.clone(), uid, &spec, &self.nowhere) {
             Ok(item) => self.drafts.push(Draft {
                 item,
+                asked: Asked::of(&spec),
                 file,
                 account: node.locate("spec.account"),
                 mailbox: node.locate("spec.mailbox"),
+                special: node.locate("spec.special"),
                 password: node.locate("spec.remote.passwordSecretRef.name"),
                 ca: node.locate("spec.tls.caRef.name"),
                 certificate: node.locate("spec.tls.clientCertificateSecretRef.name"),

@@ -18,6 +18,7 @@ mod schema;
 mod secrets;
 #[cfg(test)]
 mod tests;
+mod unified;
 mod yaml;
 
 use std::collections::{BTreeMap, HashMap};
@@ -28,6 +29,7 @@ pub use diagnostic::{Diagnostic, Severity};
 pub use files::{LoadError, Watcher};
 pub use secrets::MemorySecrets;
 
+use crate::api::unified::Directory;
 use crate::domain::work::{RecordKey, Settings, WorkItem};
 use crate::run::Problem;
 
@@ -62,6 +64,8 @@ pub struct Configuration {
     /// `RpopSettings.sourceAddress`.
     source: Option<std::net::IpAddr>,
     use_apop: bool,
+    /// What unified records are given.
+    directory: Directory,
     /// Records that ask for APOP while the settings have it off.
     apop_off: std::collections::HashSet<RecordKey>,
 }
@@ -101,7 +105,8 @@ impl Configuration {
     pub fn keep_from(&mut self, before: &Self) {
         let unread = self.settings_file.is_none()
             && before.settings_file.as_ref().is_some_and(|file| self.broken.contains(file));
-        if self.settings_broken || unread {
+        let settings_lost = self.settings_broken || unread;
+        if settings_lost {
             self.settings = before.settings.clone();
             self.settings_missing = before.settings_missing;
             self.settings_file.clone_from(&before.settings_file);
@@ -150,6 +155,7 @@ impl Configuration {
         let mut both: Vec<_> = self.records.drain(..).zip(self.origins.drain(..)).collect();
         both.sort_by(|(a, _), (b, _)| a.key.cmp(&b.key));
         (self.records, self.origins) = both.into_iter().unzip();
+        self.keep_directory_from(before, settings_lost);
     }
 
     /// All findings as a compiler would print them, and a last line that

@@ -1,8 +1,8 @@
 //! Puts the objects together: records find their domains, and everybody their
 //! Secrets.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use super::diagnostic::{Diagnostic, Severity};
 use super::files;
 use super::loader::{DomainDraft, Draft, HIDE, Loader, Place};
 use super::secrets::MemorySecrets;
+use super::unified;
 use super::yaml::Position;
 use crate::api::checks::{self, Claim};
 use crate::api::work;
@@ -22,10 +23,12 @@ use crate::domain::work::{Destination, SecretKind, SecretRef, Settings};
 use crate::run::Problem;
 
 /// A domain, or an alias of one, that records can be delivered to.
-struct Local {
-    destination: Arc<Destination>,
-    postmaster: Mailbox,
-    problem: Option<Problem>,
+pub(super) struct Local {
+    /// The domain's own.
+    pub(super) name: Arc<str>,
+    pub(super) destination: Arc<Destination>,
+    pub(super) postmaster: Mailbox,
+    pub(super) problem: Option<Problem>,
 }
 
 /// The namespace of objects that name none.
@@ -33,9 +36,9 @@ const DEFAULT: &str = "default";
 
 pub(super) fn configuration(mut loader: Loader) -> Configuration {
     let secrets = MemorySecrets::new(std::mem::take(&mut loader.secrets));
-    let domains = domains(&mut loader, &secrets);
+    let (domains, left_out) = domains(&mut loader, &secrets);
     let mut settings = Settings::default();
-    let mut source = None;
+    let (mut source, mut main_domain) = (None, None);
     let mut use_apop = false;
     let settings_broken = loader.settings_broken && loader.settings.is_none();
     let mut apop_off = std::collections::HashSet::new();
@@ -44,9 +47,10 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         if let Ok(built) = work::settings(&spec) {
             (settings, source) = built;
         }
-        if let Some(name) = spec.main_domain.filter(|name| !domains.contains_key(&name.to_ascii_lowercase()))
-        {
-            let message = checks::no_main_domain(&name);
+        main_domain = spec.main_domain;
+        let missing = |name: &&String| !domains.contains_key(&name.to_ascii_lowercase());
+        if let Some(name) = main_domain.as_ref().filter(missing) {
+            let message = checks::no_main_domain(name);
             let place = Place { at: main, ..place };
             loader.report(
                 place,
@@ -58,6 +62,7 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         }
     }
     rivals(&mut loader);
+    let mut directory = unified::directory(&domains, &left_out, main_domain.as_deref());
     let mut records = Vec::with_capacity(loader.drafts.len());
     for mut draft in std::mem::take(&mut loader.drafts) {
         let key = draft.item.key.clone();
@@ -68,8 +73,13 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
             let message = checks::APOP_OFF.into();
             warn(&mut loader, &draft, draft.apop, Severity::Warning, "spec.apop", message);
         }
-        match settle(&mut loader, &mut draft, &domains, &secrets) {
-            Ok(()) => records.push((Arc::new(draft.item), draft.file)),
+        let settled = settle(&mut loader, &mut draft, &domains, &secrets)
+            .and_then(|()| unified::unify(&loader, &mut draft, &mut directory, settings_broken));
+        match settled {
+            Ok(()) => {
+                unified::explain(&mut loader, &draft, &domains, &directory);
+                records.push((Arc::new(draft.item), draft.file));
+            }
             Err((at, path, problem)) => {
                 warn(&mut loader, &draft, at, Severity::Error, path, problem.message.clone());
                 loader.problems.entry(key).or_insert(problem);
@@ -104,22 +114,33 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         settings_file,
         source,
         use_apop,
+        directory,
         apop_off,
     }
 }
 
-fn warn(loader: &mut Loader, draft: &Draft, at: Position, severity: Severity, path: &str, message: String) {
+/// Says something of a record.
+pub(super) fn warn(
+    loader: &mut Loader,
+    draft: &Draft,
+    at: Position,
+    severity: Severity,
+    path: &str,
+    message: String,
+) {
     let key = &draft.item.key;
     let place = Place { file: draft.file, at };
     loader.report(place, severity, Some(key), format!("RpopRecord {key}: {path}"), message);
 }
 
-/// All names that mail can be delivered under.
-fn domains(loader: &mut Loader, secrets: &MemorySecrets) -> HashMap<String, Arc<Local>> {
+/// All names that mail can be delivered under, and the domains with errors.
+fn domains(loader: &mut Loader, secrets: &MemorySecrets) -> (HashMap<String, Arc<Local>>, BTreeSet<String>) {
+    let mut left_out: BTreeSet<String> = loader.broken_domains.iter().cloned().collect();
     let mut known: HashMap<String, Arc<Local>> = HashMap::new();
     let mut owners: HashMap<String, String> = HashMap::new();
     for draft in std::mem::take(&mut loader.domains) {
         let Some(local) = domain(loader, &draft, secrets) else {
+            left_out.insert(draft.name.clone());
             loader.broken_domains.insert(draft.name.clone());
             loader.broken_domains.extend(draft.spec.aliases.iter().map(|alias| alias.to_ascii_lowercase()));
             continue;
@@ -137,7 +158,7 @@ fn domains(loader: &mut Loader, secrets: &MemorySecrets) -> HashMap<String, Arc<
             known.insert(name, Arc::clone(&local));
         }
     }
-    known
+    (known, left_out)
 }
 
 fn domain(loader: &mut Loader, draft: &DomainDraft, secrets: &MemorySecrets) -> Option<Local> {
@@ -192,10 +213,11 @@ fn domain(loader: &mut Loader, draft: &DomainDraft, secrets: &MemorySecrets) -> 
             });
         }
     }
-    Some(Local { destination, postmaster, problem })
+    Some(Local { name: Arc::clone(&destination.domain), destination, postmaster, problem })
 }
 
-type Unsettled = (Position, &'static str, Problem);
+/// Where, which field, and why a record cannot be polled.
+pub(super) type Unsettled = (Position, &'static str, Problem);
 
 /// Gives a record its domain and looks whether its Secrets are there.
 fn settle(
@@ -219,7 +241,7 @@ fn settle(
         let keep = broken || !loader.broken_files.is_empty();
         return Err((draft.account, "spec.account", Problem { code: Code::ConfigInvalid, message, keep }));
     };
-    if let Some(problem) = &local.problem {
+    if let (Some(problem), None) = (&local.problem, &draft.asked) {
         return Err((draft.account, "spec.account", problem.clone()));
     }
     if let Some(message) = checks::mailbox_without_store(item, &local.destination, true) {

@@ -104,7 +104,10 @@ fn lookup<'o>(objects: &'o HashMap<Name, Data>, at: &SecretRef) -> Option<&'o [u
 /// Every Secret and ConfigMap that a poll of `item` may read.
 pub(super) fn used_by(item: &WorkItem) -> impl Iterator<Item = &SecretRef> {
     let tls = &item.remote.tls;
-    let hosts = item.destination.smtp.iter().chain(&item.destination.lmtp);
+    let everywhere = item.unified.iter().flat_map(|unified| &unified.domains);
+    let hosts = std::iter::once(&item.destination)
+        .chain(everywhere.map(|place| &place.destination))
+        .flat_map(|to| to.smtp.iter().chain(&to.lmtp));
     std::iter::once(&item.remote.password)
         .chain(&tls.ca)
         .chain(tls.client_certificate.iter().flat_map(|(chain, key)| [chain, key]))

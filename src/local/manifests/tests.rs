@@ -1,4 +1,5 @@
 mod live;
+mod unified;
 
 use std::fs;
 use std::path::PathBuf;
@@ -191,6 +192,8 @@ fn rules_of_the_crds_are_evaluated_and_point_at_the_field() {
         ("mailbox: ../etc\n", "7:12 spec.mailbox", "write the name of a mailbox"),
         ("mailbox: a\nspecial: X-To\n", "8:12 spec.special", "write mailbox or special, not both"),
         ("relayForeign: true\n", "7:17 spec.relayForeign", "needs special"),
+        ("special: Received\n", "7:12 spec.special", "like X-Original-To or Delivered-To, or \"*\" to use"),
+        ("special: content-type\n", "7:12 spec.special", "this header has another use"),
     ] {
         let error = only_error(&with(lines));
         assert!(error.starts_with(at) && error.contains(message), "{lines}: {error}");
@@ -221,12 +224,6 @@ fn accounts_and_hosts_that_cannot_be() {
 
 #[test]
 fn what_this_version_cannot_do_is_refused_and_not_ignored() {
-    for (lines, message) in [
-        ("special: X-Real-To\n", "`special` is not supported by this version yet"),
-        ("deduplicate: false\nspecial: '*'\n", "`special` is not supported by this version yet"),
-    ] {
-        assert!(only_error(&with(lines)).contains(message), "{lines}");
-    }
     for auth in ["CramMd5", "ScramSha256", "Ntlm", "Msn"] {
         let text = record(&REMOTE.replace("account: a77", &format!("account: a77, auth: {auth}")));
         let read = load(&[("d.yaml", DOMAIN), ("record.yaml", &text), ("secret.yaml", SECRET)]);

@@ -128,6 +128,10 @@ fn records(add: &mut impl FnMut(Value, &'static str, &str)) {
     for special in ["X-Real-To:", "X Real", "Ä", "**:"] {
         add(record(json!({"special": special})), "spec.special", message);
     }
+    let message = "this header has another use, and RPOP would remove it: write the header in which your provider keeps the envelope recipient, like X-Original-To or Delivered-To, or \"*\" to use To and Cc";
+    for special in ["Received", "from", "TO", "Bcc", "Message-ID", "Content-Type", "Resent-To", "List-Id"] {
+        add(record(json!({"special": special})), "spec.special", message);
+    }
     add(
         record(json!({"limits": {"messageSize": "50MB"}})),
         "spec.limits.messageSize",
@@ -362,7 +366,7 @@ pub(super) fn accepted() -> Vec<Value> {
     for mailbox in ["Archive", "Lists/Rust", "Gelöschte Objekte", "..."] {
         all.push(record(json!({"mailbox": mailbox})));
     }
-    for special in ["*", "X-Real-To", "Delivered-To"] {
+    for special in ["*", "X-Real-To", "Delivered-To", "Envelope-To", "X-From", "Tom"] {
         all.push(record(json!({"special": special})));
     }
     for size in [json!(1024), json!("50Mi"), json!("2Gi"), json!("1000000")] {

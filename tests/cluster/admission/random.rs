@@ -31,7 +31,7 @@ fn objects() -> impl Strategy<Value = Value> {
     let rhythms = &["1h30m5s", "8760h", "8761h", "10s", "9s", "525600m", "Disabled", "Never", "1m0s"];
     let accounts = &["alice@example.com", "\"a b\"@example.com", "a+b@c"];
     let mailboxes = &["Archive", "Lists/Rust", "a/./b", "a/../b"];
-    let headers = &["X-Real-To", "*", "Delivered-To"];
+    let headers = &["X-Real-To", "*", "Delivered-To", "Received", "tO", "Cc", "List-Id"];
     let sizes = &["50Mi", "2Gi", "1000000", "999Ti", "999999999999999"];
     let pins = &["sha256//AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="];
     let networks = &["10.0.0.0/8", "192.0.2.1", "2001:db8::/32", "::ffff:192.0.2.1", "0.0.0.0/0", "fe80::1"];
@@ -43,7 +43,7 @@ fn objects() -> impl Strategy<Value = Value> {
             (account.chars().count() >= least).then(|| record(json!({"account": account})))
         }),
         near(mailboxes, "a./ \u{1}\u{7f}é").prop_map(|mailbox| record(json!({"mailbox": mailbox}))),
-        near(headers, "X-:*! é~").prop_map(|header| record(json!({"special": header}))),
+        near(headers, "X-:*! é~cCoT\n").prop_map(|header| record(json!({"special": header}))),
         near(sizes, "019kKMGTi.B ").prop_map(|size| record(json!({"limits": {"messageSize": size}}))),
         near(pins, "Aa0+/=:sh").prop_map(|pin| record(json!({"tls": {"pinSha256": [pin]}}))),
         near(accounts, "a\r\n\t\0é").prop_map(|account| record(json!({"remote": {"account": account}}))),
