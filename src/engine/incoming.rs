@@ -203,6 +203,7 @@ impl Incoming {
             size: None,
             utf8_header: composed.utf8,
             envid: None,
+            await_recipients: false,
         });
         self.way = Way::Hold;
         for piece in composed.pieces {

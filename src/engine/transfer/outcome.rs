@@ -131,7 +131,7 @@ impl Transfer<'_> {
                         }
                     }
                 }
-                None => {}
+                Some(Verdict::Unknown { .. }) | None => {}
             },
             Err(Undelivered::Unavailable { code, message }) => self.fail(code, &message),
             Err(Undelivered::Unknown { message }) => {
