@@ -1,5 +1,6 @@
 //! From the header as it was retrieved to the header that is sent.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,7 +10,10 @@ use jiff::Timestamp;
 use super::header::{Field, Name, Scanner};
 use super::sender;
 use super::trace::Trace;
+use super::unify::{Addressees, Unify};
+use super::{addressees, copies, shown};
 use crate::domain::envelope::ReversePath;
+use crate::domain::ledger::Digest;
 use crate::domain::wire::Piece;
 
 /// The most octets of a header that are held and looked at. What follows in a
@@ -34,6 +38,7 @@ pub struct Composer {
     held: Held,
     /// A line that begins with a dot has been seen.
     stuffed: bool,
+    unify: Option<Box<Unify>>,
 }
 
 #[derive(Debug)]
@@ -65,6 +70,18 @@ pub struct Composed {
     pub growth: i64,
     /// The header is longer than [`MAX_HEADER`].
     pub cut: bool,
+    /// Whom the header names; `None` for plain records. Where the header is
+    /// `cut` they are not all.
+    pub addressees: Option<Addressees>,
+    /// The copy digest of the header and of what came of the body with it: the
+    /// wire form of the message as it was retrieved, without the fields that
+    /// differ between copies. Goes on with the later pieces. Only where
+    /// [`Unify::copies`] asks for it.
+    pub copy: Option<Digest>,
+    /// For notifications about the message, only of unified accounts: whole
+    /// lines of the header that is sent, without our trace header and the
+    /// blank line, at most 32 KiB; unstuffed.
+    pub header: Option<Bytes>,
 }
 
 impl Composed {
@@ -77,7 +94,13 @@ impl Composed {
 impl Composer {
     /// For one message that is retrieved `now`.
     pub fn new(trace: Arc<Trace>, now: Timestamp) -> Self {
-        Self { trace, now, scanner: Scanner::default(), held: Held::Nothing, stuffed: false }
+        Self { trace, now, scanner: Scanner::default(), held: Held::Nothing, stuffed: false, unify: None }
+    }
+
+    /// For one message of a unified account.
+    pub fn unified(trace: Arc<Trace>, now: Timestamp, unify: Unify) -> Self {
+        let scanner = Scanner::unified(&unify);
+        Self { scanner, unify: Some(Box::new(unify)), ..Self::new(trace, now) }
     }
 
     /// Takes the next piece. Once this has returned something, what follows of
@@ -146,6 +169,20 @@ impl Composer {
         let fields = std::mem::take(&mut self.scanner.fields);
         let value = |field: &Field| source.get(field.value..field.all.end).unwrap_or_default();
 
+        let unify = self.unify.take();
+        let addressees = unify.as_ref().map(|unify| {
+            addressees::find(&unify.special, &fields, |field| {
+                let value = source.slice(field.value..field.all.end);
+                if self.stuffed { shown::unstuffed(value, false) } else { value }
+            })
+        });
+        let copy = unify.and_then(|unify| unify.copies).map(|mut digest| {
+            copies::take(&mut digest, source, self.scanner.mbox, &fields);
+            digest.update(tail.as_deref().unwrap_or_default());
+            digest
+        });
+
+        let recipients = Recipients::new(&self.trace, addressees.as_ref(), &fields);
         let mut removed: Vec<Range<usize>> = Vec::new();
         if self.scanner.mbox > 0 {
             removed.push(0..self.scanner.mbox);
@@ -154,9 +191,12 @@ impl Composer {
         let mut own_trace = false;
         for field in &fields {
             let gone = match field.name {
-                Name::ReturnPath => true,
-                Name::DeliveredTo => sender::delivered_to(value(field))
-                    .is_some_and(|address| self.trace.is_recipient(&address)),
+                // A Bcc that is left over would tell its recipients to
+                // everybody (RFC 5322, section 3.6.3).
+                Name::ReturnPath | Name::Special | Name::Bcc | Name::ResentBcc => true,
+                Name::DeliveredTo => {
+                    sender::delivered_to(value(field)).is_some_and(|address| recipients.contain(&address))
+                }
                 Name::Received => {
                     hops += 1;
                     own_trace |= self.trace.is_own(value(field));
@@ -185,6 +225,8 @@ impl Composer {
         }
         let eight_bit = kept.iter().any(|range| !header(range).is_ascii());
         let utf8 = eight_bit && kept.iter().all(|range| std::str::from_utf8(header(range)).is_ok());
+
+        let shown = addressees.is_some().then(|| shown::beginning(source, &kept, end));
 
         let mut trace = self.trace.field(self.now);
         let only_trace = kept.is_empty() && tail.is_none();
@@ -223,7 +265,19 @@ impl Composer {
             identifier(source, range)
         });
         let sender = envelope_sender(&fields, value);
-        Composed { pieces, sender, message_id, hops, own_trace, utf8, growth, cut }
+        Composed {
+            pieces,
+            sender,
+            message_id,
+            hops,
+            own_trace,
+            utf8,
+            growth,
+            cut,
+            addressees,
+            copy,
+            header: shown,
+        }
     }
 
     /// Adds `bytes`, which follow what `pieces` hold.
@@ -234,6 +288,27 @@ impl Composer {
         let at_line_start = pieces.last().is_none_or(|piece| piece.bytes.last() == Some(&b'\n'));
         let stuffed = if self.stuffed { dotted_lines(&bytes, at_line_start) } else { 0 };
         pieces.push(Piece { bytes, stuffed, at_line_start });
+    }
+}
+
+/// Whose Delivered-To is removed.
+struct Recipients<'a> {
+    trace: &'a Trace,
+    /// Those that the header gave, in lower case; `None` where there are none.
+    addressees: Option<HashSet<String>>,
+}
+
+impl<'a> Recipients<'a> {
+    fn new(trace: &'a Trace, addressees: Option<&Addressees>, fields: &[Field]) -> Self {
+        let addressees = addressees
+            .filter(|_| fields.iter().any(|field| field.name == Name::DeliveredTo))
+            .map(|one| one.found.iter().map(|address| address.as_str().to_lowercase()).collect());
+        Self { trace, addressees }
+    }
+
+    fn contain(&self, address: &str) -> bool {
+        self.trace.is_recipient(address)
+            || self.addressees.as_ref().is_some_and(|all| all.contains(&address.to_lowercase()))
     }
 }
 

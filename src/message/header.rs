@@ -2,6 +2,11 @@
 //! only once, however the octets are cut into pieces.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use super::copies;
+use super::unify::Unify;
+use crate::domain::work::Special;
 
 /// The fields that we look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +19,21 @@ pub(super) enum Name {
     ResentFrom,
     Sender,
     From,
+    // Those below are looked for in the mail of unified accounts only.
+    /// The one that `spec.special` names.
+    Special,
+    To,
+    Cc,
+    Bcc,
+    ResentTo,
+    ResentCc,
+    ResentBcc,
+    ResentDate,
+    ResentMessageId,
+    /// Of a resent block, and without a meaning for us.
+    ResentOther,
+    /// Differs between copies of a message.
+    Varying,
 }
 
 /// A field of the header.
@@ -24,6 +44,15 @@ pub(super) struct Field {
     pub(super) all: Range<usize>,
     /// Where its value begins, behind the colon.
     pub(super) value: usize,
+}
+
+/// What else is looked for in the mail of a unified account.
+#[derive(Debug)]
+struct Wanted {
+    /// The name that holds the recipients; `None`: those of `*`.
+    special: Option<Arc<str>>,
+    /// What differs between copies.
+    copies: bool,
 }
 
 /// The state of the search. Positions count from the first octet.
@@ -46,9 +75,20 @@ pub(super) struct Scanner {
     in_field: bool,
     /// That field is the last of `fields`.
     open: bool,
+    wanted: Option<Wanted>,
 }
 
 impl Scanner {
+    /// For the header of a unified account's message.
+    pub(super) fn unified(unify: &Unify) -> Self {
+        let special = match &unify.special {
+            Special::Header(name) => Some(Arc::clone(name)),
+            Special::Addressees => None,
+        };
+        let wanted = Wanted { special, copies: unify.copies.is_some() };
+        Self { wanted: Some(wanted), ..Self::default() }
+    }
+
     /// Goes on with `octets`, which begin with what earlier calls saw.
     /// Returns whether the header has ended.
     pub(super) fn feed(&mut self, octets: &[u8]) -> bool {
@@ -84,6 +124,11 @@ impl Scanner {
     fn take_line(&mut self, octets: &[u8], end: usize) {
         let start = std::mem::replace(&mut self.line, end);
         let text = octets.get(start..end).unwrap_or_default();
+        // In wire form a leading dot has another one before it. A server that
+        // forgot that must not get a field past us that the destination will
+        // see when it takes the dot away.
+        let stuffed = usize::from(text.first() == Some(&b'.'));
+        let text = text.get(stuffed..).unwrap_or_default();
         match text {
             b"\r\n" | b"\n" => self.end = Some(end),
             [b' ' | b'\t', ..] => {
@@ -98,10 +143,14 @@ impl Scanner {
             }
             _ => {
                 if let Some((name, value)) = field_start(text) {
+                    let name = match &self.wanted {
+                        None => Name::parse(name),
+                        Some(wanted) => wanted.parse(name),
+                    };
                     self.in_field = true;
                     self.open = name.is_some();
                     if let Some(name) = name {
-                        self.fields.push(Field { name, all: start..end, value: start + value });
+                        self.fields.push(Field { name, all: start..end, value: start + stuffed + value });
                     }
                 } else if is_mbox(text) {
                     // One in the middle is the mark of a careless mail
@@ -122,17 +171,29 @@ impl Scanner {
     }
 }
 
-/// The name of a field that `line` begins, if it is one of ours, and where its
-/// value begins; `None` where the line begins no field (RFC 5322, section
-/// 3.6.8, and with white space before the colon section 4.5).
-fn field_start(line: &[u8]) -> Option<(Option<Name>, usize)> {
+/// The name of the field that `line` begins, and where its value begins;
+/// `None` where the line begins no field (RFC 5322, section 3.6.8, and with
+/// white space before the colon section 4.5).
+fn field_start(line: &[u8]) -> Option<(&[u8], usize)> {
     let name_end = line.iter().position(|octet| !matches!(octet, 33..=57 | 59..=126))?;
     let rest = line.get(name_end..)?;
     let blanks = rest.iter().position(|octet| !matches!(octet, b' ' | b'\t'))?;
     if name_end == 0 || rest.get(blanks) != Some(&b':') {
         return None;
     }
-    Some((Name::parse(line.get(..name_end)?), name_end + blanks + 1))
+    Some((line.get(..name_end)?, name_end + blanks + 1))
+}
+
+impl Wanted {
+    fn parse(&self, text: &[u8]) -> Option<Name> {
+        let name = match &self.special {
+            // First of all: it may well be Delivered-To.
+            Some(special) if text.eq_ignore_ascii_case(special.as_bytes()) => return Some(Name::Special),
+            Some(_) => Name::parse(text),
+            None => Name::parse(text).or_else(|| Name::addressees(text)),
+        };
+        name.or_else(|| (self.copies && copies::differs(text)).then_some(Name::Varying))
+    }
 }
 
 impl Name {
@@ -150,6 +211,25 @@ impl Name {
     fn parse(text: &[u8]) -> Option<Self> {
         let found = Self::ALL.iter().find(|(name, _)| text.eq_ignore_ascii_case(name.as_bytes()));
         found.map(|(_, name)| *name)
+    }
+
+    const ADDRESSEES: [(&'static str, Self); 8] = [
+        ("To", Self::To),
+        ("Cc", Self::Cc),
+        ("Bcc", Self::Bcc),
+        ("Resent-To", Self::ResentTo),
+        ("Resent-Cc", Self::ResentCc),
+        ("Resent-Bcc", Self::ResentBcc),
+        ("Resent-Date", Self::ResentDate),
+        ("Resent-Message-ID", Self::ResentMessageId),
+    ];
+
+    /// The names that `*` needs.
+    fn addressees(text: &[u8]) -> Option<Self> {
+        const RESENT: &[u8] = b"Resent-";
+        let found = Self::ADDRESSEES.iter().find(|(name, _)| text.eq_ignore_ascii_case(name.as_bytes()));
+        let resent = text.get(..RESENT.len()).is_some_and(|start| start.eq_ignore_ascii_case(RESENT));
+        found.map(|(_, name)| *name).or(resent.then_some(Self::ResentOther))
     }
 }
 

@@ -6,11 +6,22 @@
 //! Piece, Piece, …  --Composer::push-->  Composed { pieces, sender, … }
 //!                                       later pieces pass untouched
 //! ```
+//!
+//! For a unified account ([`Composer::unified`]) it also tells whom a message
+//! is for, and begins the digest by which copies of it are known.
 
+mod addressees;
 mod compose;
+mod copies;
 mod header;
 mod sender;
+mod shown;
 mod trace;
+mod unify;
+
+#[cfg(test)]
+mod corpus;
 
 pub use compose::{Composed, Composer, MAX_HEADER, MAX_HOPS};
 pub use trace::{Trace, TraceContext};
+pub use unify::{Addressees, MOST_ADDRESSEES, Unify};

@@ -54,8 +54,8 @@ pub(super) fn first_address(value: &[u8]) -> Option<Mailbox> {
     Mailbox::parse(address.trim()).ok().or_else(|| quoted(address))
 }
 
-/// The parser takes the quotes off a local part that needs them.
-fn quoted(address: &str) -> Option<Mailbox> {
+/// `address` with quotes around its local part, where a parser took them off.
+pub(super) fn quoted(address: &str) -> Option<Mailbox> {
     let (local, domain) = address.rsplit_once('@')?;
     let mut text = String::with_capacity(address.len() + 4);
     text.push('"');
@@ -117,10 +117,33 @@ mod tests {
             (" <@a:@b>\r\n", "<>"),
             (" <@a>\r\n", "<>"),
             (" <a@b>,<c@d>\r\n", "<>"),
+            (" <a @ b.example>\r\n", "<>"),
+            (" \t \r\n\t \r\n", "<>"),
+            ("\r\n\t<a@b.exam\r\n ple>\r\n\t(folded\r\n twice)\r\n", "a@b.example"),
+            (" <@a.example :a@b.example>\r\n", "a@b.example"),
+            (" <@a.example:<a@b.example>>\r\n", "<>"),
+            (" <a@b.example>\0\r\n", "a@b.example"),
+            (" <\0>\r\n", "<>"),
+            (" \0\r\n", "<>"),
+            (" <a@b.example\r\n RCPT TO:<c@d.example>\r\n", "<>"),
+            (" <a@b.example>\r\n\tRCPT TO:<c@d.example>\r\n", "<>"),
+            (" <\"a>b\"@c.example>\r\n", "\"a>b\"@c.example"),
+            (" <\u{7f}@b.example>\r\n", "<>"),
+            (" <a\u{85}@b.example>\r\n", "<>"),
+            (" <用户@例子.广告>\r\n", "用户@例子.广告"),
+            (&format!(" <a@{}example>\r\n", "x.".repeat(300)), "<>"),
+            (&format!(" {}<a@b.example>\r\n", " ".repeat(600)), "a@b.example"),
+            (&format!(" <a@b.example> ({})\r\n", "x".repeat(600)), "a@b.example"),
+            (
+                &format!(" <{}a@b.example>\r\n", "@relay.example,".repeat(40) + "@last.example:"),
+                "a@b.example",
+            ),
             (&format!(" {long}\r\n"), "<>"),
         ] {
             assert_eq!(shown(return_path(value.as_bytes())), expected, "{value:?}");
         }
+        let utf8 = return_path(" <ü@b.example>\r\n".as_bytes()).0.unwrap();
+        assert!(utf8.needs_utf8(), "who sends it knows that it must not without SMTPUTF8");
         assert_eq!(return_path(b" <\xff@b.example>\r\n"), ReversePath(None));
         assert_eq!(return_path(&vec![b' '; 1 << 20]), ReversePath(None));
     }

@@ -4,6 +4,8 @@ use super::*;
 use crate::domain::envelope::Mailbox;
 use crate::message::TraceContext;
 
+mod unified;
+
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
 fn trace() -> Arc<Trace> {
@@ -24,7 +26,12 @@ fn piece(bytes: &[u8], at_line_start: bool) -> Piece {
 }
 
 fn compose_cut(message: &[u8], size: usize) -> (Composed, Vec<u8>) {
-    let mut composer = Composer::new(trace(), NOW);
+    let (composed, out, _) = run(Composer::new(trace(), NOW), message, size);
+    (composed, out)
+}
+
+/// What is composed, all that is sent, and what of it came later.
+fn run(mut composer: Composer, message: &[u8], size: usize) -> (Composed, Vec<u8>, Vec<u8>) {
     let mut at_line_start = true;
     let mut header: Option<Composed> = None;
     let mut body = Vec::new();
@@ -39,8 +46,8 @@ fn compose_cut(message: &[u8], size: usize) -> (Composed, Vec<u8>) {
     let header = header.unwrap_or_else(|| composer.finish());
     check_pieces(&header);
     let mut out: Vec<u8> = header.pieces.iter().flat_map(|piece| piece.bytes.to_vec()).collect();
-    out.extend(body);
-    (header, out)
+    out.extend(&body);
+    (header, out, body)
 }
 
 fn check_pieces(composed: &Composed) {
