@@ -43,7 +43,7 @@ impl Fetch {
 
     pub(super) fn attempts(&self) -> u16 {
         match self.prior.as_ref().map(|entry| &entry.state) {
-            Some(State::Quarantined { attempts, .. }) => *attempts,
+            Some(State::Quarantined { attempts, .. } | State::Owed { attempts, .. }) => *attempts,
             _ => 0,
         }
     }

@@ -16,7 +16,7 @@ use super::session::{self, Checked, Maildrop, Session};
 use super::transfer::{Context, End, Transfer, ledger_error};
 use super::work::{Work, wanted};
 use crate::domain::code::Code;
-use crate::domain::ledger::{Change, Findings, Ledger, SurveyPolicy};
+use crate::domain::ledger::{Change, Entry, Findings, Ledger, State, SurveyPolicy, day_of};
 use crate::domain::work::{OnUidChange, Settings, WorkItem};
 use crate::pop3::Command;
 
@@ -199,13 +199,16 @@ impl Engine {
             batch.add(change, None);
         }
         if without_uids && plan.left_cleanly {
-            // No listing will ever show that they are gone.
-            let gone: Vec<u64> = batch
-                .ledger()
-                .map(|ledger| ledger.iter().map(|(hash, _)| hash).collect())
-                .unwrap_or_default();
-            for hash in gone {
-                batch.add(Change::Forget { hash }, None);
+            // No listing will ever show that they are gone. What is owed stays
+            // on the server, and no listing has a say about copies.
+            let is_gone = |entry: &Entry| !matches!(entry.state, State::Owed { .. } | State::Copy);
+            let forget = |ledger: &Ledger| -> Vec<Change> {
+                let gone = ledger.iter().filter(|(_, entry)| is_gone(entry));
+                let gone = gone.map(|(hash, _)| Change::Forget { hash });
+                gone.chain(ledger.outdated_copies(day_of(now))).collect()
+            };
+            for change in batch.ledger().map(forget).unwrap_or_default() {
+                batch.add(change, None);
             }
         }
         batch.flush().await.map_err(|error| ledger_error(&error))?;

@@ -4,6 +4,7 @@ mod damage;
 mod gate;
 mod owed;
 mod owners;
+mod unified;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rpop::domain::code::Code;
 use rpop::domain::envelope::Mailbox;
-use rpop::domain::ledger::{Change, Ledger, State};
+use rpop::domain::ledger::{Change, Entry, Ledger, State, day_of};
 use rpop::domain::work::{
     AuthChoice, Checkpoint, Destination, Endpoint, Limits, MailHost, OnReject, OnUidChange, RecordKey,
     Remote, SecretKind, SecretRef, Settings, TlsMode, TlsPolicy, WorkItem,
@@ -531,6 +531,32 @@ async fn without_uidl_mail_can_be_moved_but_not_left() {
     once_each(&to, 10);
     assert_eq!(from.uids().len(), 0);
     assert_eq!(bench.ledger().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_uidl_only_what_is_gone_is_forgotten() {
+    let from = Pop3::new()
+        .generated("m", 3, 300)
+        .script(|call| if call.verb == "UIDL" { pop3::Act::line("-ERR what?") } else { pop3::Act::Properly })
+        .start();
+    let to = Smtp::new().start();
+    let bench = Bench::new(&from, &to);
+    let today = day_of(jiff::Timestamp::now().as_second());
+    let mut before = Ledger::new([7; 16]);
+    let entry = |state| Entry { state, day: today, size: 9, message_id: 0, digest: 5 };
+    let reason = "452 full".into();
+    let owed = State::Owed { attempts: 1, next_try: i64::MAX, reason, to: [1].into(), reached: true };
+    before.apply(&Change::Put { uid: b"no-uidl:1".as_slice().into(), entry: entry(State::Deleting) });
+    before.apply(&Change::Put { uid: b"no-uidl:2".as_slice().into(), entry: entry(owed.clone()) });
+    before.apply(&Change::Copy { message_id: 1, digest: 1, day: today - 31 });
+    before.apply(&Change::Copy { message_id: 2, digest: 2, day: today - 29 });
+    bench.memory.ledgers.lock().unwrap().insert(bench.item.key.clone(), before);
+    bench.poll_well().await;
+    once_each(&to, 3);
+    let after = bench.ledger();
+    let states: Vec<State> = after.iter().map(|(_, entry)| entry.state).collect();
+    assert_eq!(states, [owed, State::Copy]);
+    assert_eq!(after.copies(today).collect::<Vec<_>>(), [(2, 2)]);
 }
 
 // quirks: "DELE answered with garbage on some messages; QUIT answered `-ERR` or dropped"

@@ -11,7 +11,12 @@
 //! UIDs are kept as 64-bit hashes under a key of the ledger's own (its salt):
 //! with 100 000 of them the odds that two share one are below 1 in 10^9, and
 //! nobody who does not know the salt can make them do so.
+//!
+//! Beside the UIDs stand the contents of delivered messages of a unified
+//! account, under their Message-IDs: no listing says anything of these, see
+//! [`State::Copy`].
 
+mod copies;
 mod survey;
 mod table;
 mod twins;
@@ -22,6 +27,9 @@ use std::hash::Hasher as _;
 
 use siphasher::sip::{SipHasher13, SipHasher24};
 
+use super::envelope::Mailbox;
+use copies::Copies;
+pub use copies::{COPY_DAYS, MOST_COPIES};
 pub use survey::{Action, Candidate, Deletion, Findings, Survey, SurveyPolicy};
 use table::{Kind, Slot, Table};
 pub use twins::{Told, Twin, Twins};
@@ -45,7 +53,29 @@ pub enum State {
         /// One line for people, without control characters, at most 200 octets.
         reason: Box<str>,
     },
+    /// Some recipients of the message are settled (accepted, or refused for
+    /// good), others are still owed: fetched again at `next_try` for these
+    /// alone.
+    Owed {
+        /// Tries so far, at least 1.
+        attempts: u16,
+        /// Unix seconds.
+        next_try: i64,
+        /// As for [`State::Quarantined`].
+        reason: Box<str>,
+        /// Keyed hashes of the recipients still owed ([`Ledger::recipient`]):
+        /// sorted, distinct, 1 to [`MOST_OWED`].
+        to: Box<[u64]>,
+        /// Somebody has accepted it.
+        reached: bool,
+    },
+    /// A delivered message of a unified account, under its Message-ID and not
+    /// under a UID: for recognising copies. See [`Change::Copy`].
+    Copy,
 }
+
+/// Recipients that one message can be owed to.
+pub const MOST_OWED: usize = 1000;
 
 /// What is remembered of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,15 +99,19 @@ pub enum Change {
     /// of its UID. Among entries of an equal UID the one with equal size and
     /// digest is replaced, and else one whose digest is unknown, and else a
     /// further one is added. Sizes that are both known must be equal.
+    ///
+    /// With [`State::Copy`] it is a [`Change::Copy`] of what the entry says,
+    /// whatever the UID.
     Put {
         /// As listed.
         uid: Box<[u8]>,
         /// What is known.
         entry: Entry,
     },
-    /// Forgets all entries of a UID, after the pruning rule.
+    /// Forgets all entries of a UID, after the pruning rule, or all copies
+    /// under a Message-ID.
     Forget {
-        /// Its keyed hash.
+        /// Its keyed hash; for copies see [`Ledger::iter`].
         hash: u64,
     },
     /// Complete listings lacked it; with `listings` 0: it is there again.
@@ -89,6 +123,18 @@ pub enum Change {
         /// How many there were in a row; counted to 3.
         listings: u8,
     },
+    /// Remembers the content of a delivered message under its Message-ID, for
+    /// [`COPY_DAYS`]. One that is known gets the new day. There are at most
+    /// [`MOST_COPIES`] under one Message-ID: a further one takes the place of
+    /// the oldest. Nothing is remembered where either number is 0.
+    Copy {
+        /// [`Ledger::message_id`].
+        message_id: u64,
+        /// The copy digest.
+        digest: u64,
+        /// The day it was delivered, or seen again: days since 1970-01-01 UTC.
+        day: i32,
+    },
 }
 
 /// A record's memory. An entry takes 40 octets and its share of an index:
@@ -98,7 +144,10 @@ pub struct Ledger {
     salt: [u8; 16],
     table: Table,
     details: HashMap<Identity, Detail>,
+    copies: Copies,
     kept: usize,
+    /// Recipients owed, of all entries together.
+    owed: usize,
     mark: Mark,
 }
 
@@ -119,12 +168,38 @@ pub struct Mark {
 /// What tells entries apart: hash, size, digest.
 type Identity = (u64, u64, u64);
 
-/// What only quarantined entries have.
+/// What only quarantined and owed entries have.
 #[derive(Clone, Debug)]
 struct Detail {
     attempts: u16,
     next_try: i64,
     reason: Box<str>,
+    /// None for quarantined ones.
+    to: Box<[u64]>,
+    reached: bool,
+}
+
+impl Change {
+    /// Why no store can take it: what it owes is nobody's, or too many's.
+    pub(crate) fn flaw(&self) -> Option<String> {
+        match self {
+            Self::Put { entry: Entry { state: State::Owed { to, .. }, .. }, .. }
+                if to.is_empty() || to.len() > MOST_OWED =>
+            {
+                Some(format!("a message is owed to 1 to {MOST_OWED} recipients, not to {}", to.len()))
+            }
+            _ => None,
+        }
+    }
+
+    /// By how much it makes a ledger grow at most, as [`Ledger::weight`] counts.
+    pub(crate) fn weight(&self) -> usize {
+        match self {
+            Self::Put { entry: Entry { state: State::Owed { to, .. }, .. }, .. } => 1 + to.len() / 4,
+            Self::Put { .. } | Self::Copy { .. } => 1,
+            Self::Forget { .. } | Self::Missed { .. } => 0,
+        }
+    }
 }
 
 impl Ledger {
@@ -158,9 +233,35 @@ impl Ledger {
         digest.finish()
     }
 
-    /// How many entries there are.
+    /// The keyed hash of a recipient ([`State::Owed`]); never 0. The case of
+    /// the domain does not matter, that of the local part does.
+    pub fn recipient(&self, address: &Mailbox) -> u64 {
+        let mut digest = Digest::new(self.salt, 0x6a);
+        // No domain has an @.
+        digest.update(address.local().as_bytes());
+        digest.update(b"@");
+        digest.update(address.domain().to_lowercase().as_bytes());
+        digest.finish()
+    }
+
+    /// How many entries there are, copies included.
     pub fn len(&self) -> usize {
-        self.table.slots().len()
+        self.table.slots().len() + self.copies.len()
+    }
+
+    /// How much there is to hold and to write, in entries: recipients owed are
+    /// reckoned at four to one. Stores bound it.
+    pub fn weight(&self) -> usize {
+        self.len() + self.owed / 4
+    }
+
+    /// What its weight is made of, for people.
+    pub(crate) fn contents(&self) -> String {
+        let messages = format!("{} messages", self.table.slots().len());
+        let owed = (self.owed > 0).then(|| format!(", {} recipients owed", self.owed));
+        let copies = self.copies.len();
+        let copies = (copies > 0).then(|| format!(", {copies} digests of the last {COPY_DAYS} days"));
+        messages + &owed.unwrap_or_default() + &copies.unwrap_or_default()
     }
 
     /// Whether nothing is remembered.
@@ -174,14 +275,49 @@ impl Ledger {
     }
 
     /// The entries of a UID; more than one only where a server listed it for
-    /// several messages at once.
+    /// several messages at once. Never a copy.
     pub fn entries(&self, hash: u64) -> impl Iterator<Item = Entry> {
         self.table.find(hash).map(|at| self.entry(at))
     }
 
-    /// All entries with their hashes, in no order that means anything.
+    /// All entries with their hashes, in no order that means anything: first
+    /// those of UIDs, then copies, whose hashes are derived from their
+    /// Message-IDs so that no UID has them.
     pub fn iter(&self) -> impl Iterator<Item = (u64, Entry)> {
-        self.table.slots().iter().enumerate().map(|(at, slot)| (slot.hash, self.entry(at)))
+        let uids = self.table.slots().iter().enumerate().map(|(at, slot)| (slot.hash, self.entry(at)));
+        uids.chain(self.copies.slots().iter().map(|slot| (slot.hash, copies::entry(slot))))
+    }
+
+    /// Message-ID and digest of all copies of the last [`COPY_DAYS`].
+    pub fn copies(&self, today: i32) -> impl Iterator<Item = (u64, u64)> {
+        self.copies.live(today).map(|slot| (slot.message_id, slot.digest))
+    }
+
+    /// How many copies there are, whatever their age.
+    pub fn copies_len(&self) -> usize {
+        self.copies.len()
+    }
+
+    /// What forgets the copies that are older than [`COPY_DAYS`]: a Message-ID
+    /// is forgotten with the last of its own. A survey's pruning holds it
+    /// already; this is for polls that have no listing.
+    pub fn outdated_copies(&self, today: i32) -> impl Iterator<Item = Change> {
+        self.copies.outdated(today).map(|hash| Change::Forget { hash })
+    }
+
+    /// Whether there is an entry under this hash, of a UID or a copy.
+    pub(crate) fn knows(&self, hash: u64) -> bool {
+        self.table.find(hash).next().is_some() || self.copies.positions(hash).next().is_some()
+    }
+
+    /// The hash that a change is about.
+    pub(crate) fn hash_of(&self, change: &Change) -> u64 {
+        match change {
+            Change::Put { entry: Entry { state: State::Copy, message_id, .. }, .. }
+            | Change::Copy { message_id, .. } => copies::hash(self.salt, *message_id),
+            Change::Put { uid, .. } => self.hash(uid),
+            Change::Forget { hash } | Change::Missed { hash, .. } => *hash,
+        }
     }
 
     /// Since when and how often complete listings lacked a UID: the day of the
@@ -199,29 +335,38 @@ impl Ledger {
             }
             Change::Forget { hash } => self.forget(*hash),
             Change::Missed { hash, since, listings } => self.miss(*hash, *since, *listings),
+            Change::Copy { message_id, digest, day } => {
+                self.copies.remember(self.salt, *message_id, *digest, *day);
+            }
         }
     }
 
-    /// Like [`Change::Put`] with the hash in place of the UID. The position at
-    /// which the entry now is stays valid until something is forgotten; it is
-    /// for stores that copy live entries.
-    pub(crate) fn put(&mut self, hash: u64, entry: &Entry) -> usize {
+    /// Like [`Change::Put`] with the hash in place of the UID; for stores.
+    pub(crate) fn put(&mut self, hash: u64, entry: &Entry) {
         let (kind, detail) = match &entry.state {
             State::Kept => (Kind::Kept, None),
             State::Deleting => (Kind::Deleting, None),
             State::Uncertain => (Kind::Uncertain, None),
-            State::Quarantined { attempts, next_try, reason } => (
-                Kind::Quarantined,
-                Some(Detail { attempts: *attempts, next_try: *next_try, reason: reason.clone() }),
-            ),
+            State::Quarantined { attempts, next_try, reason } => {
+                let (next_try, reason) = (*next_try, reason.clone());
+                let (to, reached) = (Box::default(), false);
+                (Kind::Quarantined, Some(Detail { attempts: *attempts, next_try, reason, to, reached }))
+            }
+            State::Owed { attempts, next_try, reason, to, reached } => {
+                let (next_try, reason, reached) = (*next_try, reason.clone(), *reached);
+                let to = sorted(to);
+                (Kind::Owed, Some(Detail { attempts: *attempts, next_try, reason, to, reached }))
+            }
+            State::Copy => {
+                return self.copies.remember(self.salt, entry.message_id, entry.digest, entry.day);
+            }
         };
         let mut slot = Slot::new(hash, kind, entry.size);
         (slot.day, slot.message_id, slot.digest) = (entry.day, entry.message_id, entry.digest);
-        let at = match self.replaced_by(&slot) {
-            None if self.table.find(hash).next().is_none() => self.table.push(slot),
+        match self.replaced_by(&slot) {
             None => {
                 self.miss(hash, 0, 0);
-                self.table.push(slot)
+                self.table.push(slot);
             }
             Some(at) => {
                 self.miss(hash, 0, 0);
@@ -231,14 +376,13 @@ impl Ledger {
                     slot.set_size(old.size());
                 }
                 *self.table.slot_mut(at) = slot;
-                at
             }
-        };
+        }
         self.kept += usize::from(kind == Kind::Kept);
         if let Some(detail) = detail {
+            self.owed += detail.to.len();
             self.details.insert(identity(&slot), detail);
         }
-        at
     }
 
     /// The entry whose place a new one takes. The choice must not depend on
@@ -268,15 +412,17 @@ impl Ledger {
             let gone = self.table.remove(at);
             self.account_for_loss_of(&gone);
         }
+        self.copies.forget(hash);
     }
 
     fn account_for_loss_of(&mut self, slot: &Slot) {
         match slot.kind() {
             Kind::Kept => self.kept -= 1,
-            Kind::Quarantined => {
-                self.details.remove(&identity(slot));
+            Kind::Quarantined | Kind::Owed => {
+                let detail = self.details.remove(&identity(slot));
+                self.owed -= detail.map_or(0, |detail| detail.to.len());
             }
-            Kind::Deleting | Kind::Uncertain => {}
+            Kind::Deleting | Kind::Uncertain | Kind::Copy => {}
         }
     }
 
@@ -313,6 +459,7 @@ impl Ledger {
     /// Gives back memory that growth has set aside: for stores, after reading.
     pub fn shrink(&mut self) {
         self.table.shrink();
+        self.copies.shrink();
         self.details.shrink_to_fit();
     }
 
@@ -324,9 +471,17 @@ impl Ledger {
         self.table.find(hash).filter(known).chain(self.table.find(hash).filter(unknown))
     }
 
-    /// The entry at a position.
+    /// The positions of the copies under a hash; they are behind those of all
+    /// UIDs, and below [`Self::len`].
+    pub(crate) fn copy_positions(&self, hash: u64) -> impl Iterator<Item = usize> {
+        let first = self.table.slots().len();
+        self.copies.positions(hash).map(move |at| first + at)
+    }
+
+    /// The entry at a position, which is valid until the ledger changes.
     pub(crate) fn entry(&self, at: usize) -> Entry {
-        let slot = &self.table.slots()[at];
+        let uids = self.table.slots();
+        let Some(slot) = uids.get(at) else { return copies::entry(&self.copies.slots()[at - uids.len()]) };
         let state = match slot.kind() {
             Kind::Kept => State::Kept,
             Kind::Deleting => State::Deleting,
@@ -339,14 +494,33 @@ impl Ledger {
                     reason: detail.map(|detail| detail.reason.clone()).unwrap_or_default(),
                 }
             }
+            Kind::Owed => {
+                let detail = self.details.get(&identity(slot));
+                State::Owed {
+                    attempts: detail.map_or(1, |detail| detail.attempts),
+                    next_try: detail.map_or(0, |detail| detail.next_try),
+                    reason: detail.map(|detail| detail.reason.clone()).unwrap_or_default(),
+                    to: detail.map(|detail| detail.to.clone()).unwrap_or_default(),
+                    reached: detail.is_some_and(|detail| detail.reached),
+                }
+            }
+            Kind::Copy => State::Copy,
         };
         Entry { state, day: slot.day, size: slot.size(), message_id: slot.message_id, digest: slot.digest }
     }
 
-    /// When the quarantined entry at a position is to be tried again.
+    /// When the quarantined or owed entry at a position is to be tried again.
     fn next_try(&self, at: usize) -> i64 {
         self.details.get(&identity(&self.table.slots()[at])).map_or(0, |detail| detail.next_try)
     }
+}
+
+/// In ascending order, each once.
+fn sorted(hashes: &[u64]) -> Box<[u64]> {
+    let mut hashes = hashes.to_vec();
+    hashes.sort_unstable();
+    hashes.dedup();
+    hashes.into()
 }
 
 fn identity(slot: &Slot) -> Identity {
@@ -359,7 +533,8 @@ impl fmt::Debug for Ledger {
         f.debug_struct("Ledger")
             .field("entries", &self.len())
             .field("kept", &self.kept)
-            .field("quarantined", &self.details.len())
+            .field("copies", &self.copies.len())
+            .field("set_aside", &self.details.len())
             .finish_non_exhaustive()
     }
 }

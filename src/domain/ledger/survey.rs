@@ -43,7 +43,7 @@ pub enum Action {
     Nothing,
     /// Delete it on the server.
     Delete,
-    /// Nothing yet: it is quarantined.
+    /// Nothing yet: it is quarantined, or owed, and not due.
     Wait,
     /// Try it (again).
     Retry,
@@ -56,7 +56,9 @@ impl SurveyPolicy {
             State::Kept => self.kept(entry.day),
             State::Deleting => Action::Delete,
             State::Uncertain => Action::Retry,
-            State::Quarantined { next_try, .. } => self.quarantined(*next_try),
+            State::Quarantined { next_try, .. } | State::Owed { next_try, .. } => self.due(*next_try),
+            // Of these no listing says anything.
+            State::Copy => Action::Nothing,
         }
     }
 
@@ -69,7 +71,7 @@ impl SurveyPolicy {
         if delete { Action::Delete } else { Action::Nothing }
     }
 
-    fn quarantined(&self, next_try: i64) -> Action {
+    fn due(&self, next_try: i64) -> Action {
         if next_try <= self.now { Action::Retry } else { Action::Wait }
     }
 }
@@ -83,7 +85,8 @@ pub struct Candidate {
     pub hash: u64,
     /// As listed.
     pub uid: Box<[u8]>,
-    /// What is known of an earlier try: quarantined and due, or uncertain.
+    /// What is known of an earlier try: quarantined or owed, and due, or
+    /// uncertain.
     pub prior: Option<Box<Entry>>,
     /// The UID says too little: listed more than once, or known for several
     /// messages of different states. Size and digest decide, see
@@ -97,7 +100,11 @@ impl Candidate {
     /// some servers serve other octets at each retrieval, which would leave
     /// the earlier try to be made for ever.
     pub fn settle(&self, entry: Entry, changes: &mut Vec<Change>) {
-        if self.prior.is_some() && !self.ambiguous {
+        // Where the one takes the other's place anyway nothing is forgotten: a
+        // power loss between the two would cost what is known of recipients.
+        let replaces =
+            |prior: &Entry| prior.size == entry.size && (prior.digest == entry.digest || prior.digest == 0);
+        if self.prior.as_deref().is_some_and(|prior| !replaces(prior)) && !self.ambiguous {
             changes.push(Change::Forget { hash: self.hash });
         }
         changes.push(Change::Put { uid: self.uid.clone(), entry });
@@ -137,14 +144,14 @@ pub struct Findings {
     pub unseen_total: u64,
     /// Messages to delete, by number.
     pub delete: Vec<Deletion>,
-    /// Messages that are quarantined and not due.
+    /// Messages that are quarantined, or owed to some, and not due.
     pub waiting: u64,
     /// Lines of the listing, void ones left out.
     pub listed: u64,
     /// Of these known and without need of a fetch.
     pub known: u64,
-    /// What to forget or to count as missing. Empty where the listing does
-    /// not allow to conclude anything from it.
+    /// What to forget or to count as missing. Where the listing does not allow
+    /// to conclude anything from it, only copies that are too old.
     pub pruning: Vec<Change>,
     /// Nearly all UIDs changed at once: of at least 20 kept ones that ought to
     /// be listed fewer than a tenth is, and at least 20 others are.
@@ -156,15 +163,21 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Holds the deletions against LIST: a UID whose message has another size
+    /// Holds what is known against LIST: a UID whose message has another size
     /// by now was given to another message (RFC 1939, section 7 allows it once
-    /// the first one is gone), which must be looked at before it is deleted.
+    /// the first one is gone), which must be looked at before it is deleted,
+    /// or kept from all recipients but those that the first one is owed to.
     /// `size_of` says 0 where it knows no size.
     pub fn check_sizes(&mut self, size_of: impl Fn(u32) -> u64) {
-        let (delete, doubtful): (Vec<_>, Vec<_>) = self.delete.drain(..).partition(|deletion| {
-            let (then, now) = (deletion.entry.size, size_of(deletion.number));
-            then == 0 || now == 0 || then == now
-        });
+        let is_sized = |entry: &Entry, number| entry.is_sized(size_of(number));
+        for candidate in &mut self.unseen {
+            let owed = candidate.prior.take_if(|prior| {
+                matches!(prior.state, State::Owed { .. }) && !is_sized(prior, candidate.number)
+            });
+            candidate.ambiguous |= owed.is_some();
+        }
+        let (delete, doubtful): (Vec<_>, Vec<_>) =
+            self.delete.drain(..).partition(|deletion| is_sized(&deletion.entry, deletion.number));
         self.delete = delete;
         if doubtful.is_empty() {
             return;
@@ -211,7 +224,7 @@ impl<'a> Survey<'a> {
         Self {
             ledger,
             policy,
-            numbers: vec![0; ledger.len()],
+            numbers: vec![0; ledger.table.slots().len()],
             repeated: HashSet::new(),
             strange: 0,
             octets: 0,
@@ -308,7 +321,8 @@ impl<'a> Survey<'a> {
             Kind::Kept => self.policy.kept(slot.day),
             Kind::Deleting => Action::Delete,
             Kind::Uncertain => Action::Retry,
-            Kind::Quarantined => self.policy.quarantined(self.ledger.next_try(at)),
+            Kind::Quarantined | Kind::Owed => self.policy.due(self.ledger.next_try(at)),
+            Kind::Copy => Action::Nothing,
         }
     }
 
@@ -328,6 +342,8 @@ impl<'a> Survey<'a> {
         if !(self.found.all_changed && self.policy.on_uid_change == OnUidChange::Pause) {
             self.prune();
         }
+        let room = MOST_PRUNED.saturating_sub(self.found.pruning.len());
+        self.found.pruning.extend(self.ledger.outdated_copies(day_of(self.policy.now)).take(room));
         self.found.unseen_total = self.found.unseen.len() as u64 + self.unnamed;
         self.found
     }

@@ -9,6 +9,9 @@ pub(super) enum Kind {
     Deleting,
     Uncertain,
     Quarantined,
+    Owed,
+    /// In a table of their own, see [`super::copies`].
+    Copy,
 }
 
 /// One entry in 40 octets.
@@ -18,7 +21,7 @@ pub(super) struct Slot {
     pub(super) message_id: u64,
     pub(super) digest: u64,
     /// Octets in the upper 56 bits, listings that lacked it (0 to 3) in bits
-    /// 2 and 3, the kind in bits 0 and 1.
+    /// 3 and 4, the kind in bits 0 to 2.
     packed: u64,
     pub(super) day: i32,
     /// The day of the first listing without it; 0 unless one lacked it.
@@ -37,17 +40,21 @@ impl Slot {
             Kind::Deleting => 1,
             Kind::Uncertain => 2,
             Kind::Quarantined => 3,
+            Kind::Owed => 4,
+            Kind::Copy => 5,
         };
         slot.set_size(size);
         slot
     }
 
     pub(super) fn kind(&self) -> Kind {
-        match self.packed & 3 {
+        match self.packed & 7 {
             0 => Kind::Kept,
             1 => Kind::Deleting,
             2 => Kind::Uncertain,
-            _ => Kind::Quarantined,
+            3 => Kind::Quarantined,
+            4 => Kind::Owed,
+            _ => Kind::Copy,
         }
     }
 
@@ -61,11 +68,11 @@ impl Slot {
 
     /// Listings in a row that lacked it, counted to 3.
     pub(super) fn missed(&self) -> u8 {
-        ((self.packed >> 2) & 3) as u8
+        ((self.packed >> 3) & 3) as u8
     }
 
     pub(super) fn miss(&mut self, since: i32, listings: u8) {
-        self.packed = (self.packed & !0b1100) | (u64::from(listings.min(3)) << 2);
+        self.packed = (self.packed & !0b1_1000) | (u64::from(listings.min(3)) << 3);
         self.since = if listings == 0 { 0 } else { since };
     }
 }
@@ -245,16 +252,13 @@ mod tests {
 
     #[test]
     fn size_kind_and_misses_do_not_disturb_each_other() {
-        let mut slot = Slot::new(1, Kind::Quarantined, u64::MAX);
-        slot.miss(7, 9);
-        assert_eq!(
-            (slot.kind(), slot.size(), slot.missed(), slot.since),
-            (Kind::Quarantined, MOST_OCTETS, 3, 7)
-        );
-        slot.miss(7, 0);
-        assert_eq!(
-            (slot.kind(), slot.size(), slot.missed(), slot.since),
-            (Kind::Quarantined, MOST_OCTETS, 0, 0)
-        );
+        let kinds = [Kind::Kept, Kind::Deleting, Kind::Uncertain, Kind::Quarantined, Kind::Owed, Kind::Copy];
+        for kind in kinds {
+            let mut slot = Slot::new(1, kind, u64::MAX);
+            slot.miss(7, 9);
+            assert_eq!((slot.kind(), slot.size(), slot.missed(), slot.since), (kind, MOST_OCTETS, 3, 7));
+            slot.miss(7, 0);
+            assert_eq!((slot.kind(), slot.size(), slot.missed(), slot.since), (kind, MOST_OCTETS, 0, 0));
+        }
     }
 }

@@ -1,4 +1,5 @@
-use std::collections::BTreeMap;
+mod model;
+mod unified;
 
 use proptest::prelude::*;
 
@@ -25,6 +26,10 @@ fn entry(state: State, size: u64, digest: u64) -> Entry {
 
 fn quarantined(next_try: i64) -> State {
     State::Quarantined { attempts: 1, next_try, reason: "550 no".into() }
+}
+
+fn owed(next_try: i64, to: &[u64], reached: bool) -> State {
+    State::Owed { attempts: 2, next_try, reason: "452 full".into(), to: to.into(), reached }
 }
 
 fn put(uid: &str, entry: Entry) -> Change {
@@ -448,220 +453,8 @@ fn days_begin_at_midnight_utc() {
     assert_eq!((day_of(i64::MAX), day_of(i64::MIN)), (i32::MAX, i32::MIN));
 }
 
-/// What a ledger is by its description alone: lists, searched from end to end.
-#[derive(Default)]
-struct Model {
-    entries: BTreeMap<u8, Vec<Entry>>,
-    missed: BTreeMap<u8, (i32, u8)>,
-}
-
-impl Model {
-    fn put(&mut self, uid: u8, mut new: Entry) {
-        self.missed.remove(&uid);
-        let twins = self.entries.entry(uid).or_default();
-        twins.sort_by_key(|old| old.size);
-        let sizes = |old: &Entry| old.size == new.size || old.size == 0 || new.size == 0;
-        let by_digest = |old: &Entry| new.digest != 0 && old.digest == new.digest;
-        let position = |is: &dyn Fn(&Entry) -> bool| twins.iter().position(is);
-        let at = position(&|old| by_digest(old) && old.size == new.size)
-            .or_else(|| position(&|old| by_digest(old) && sizes(old)))
-            .or_else(|| position(&|old| old.digest == 0 && old.size == new.size))
-            .or_else(|| position(&|old| old.digest == 0 && sizes(old)));
-        match at {
-            Some(at) => {
-                if new.size == 0 {
-                    new.size = twins[at].size;
-                }
-                twins[at] = new;
-            }
-            None => twins.push(new),
-        }
-    }
-
-    fn apply(&mut self, step: &Step) {
-        match step {
-            Step::Put(uid, entry) => self.put(*uid, entry.clone()),
-            Step::Forget(uid) => {
-                self.entries.remove(uid);
-                self.missed.remove(uid);
-            }
-            Step::Missed(uid, since, listings) if self.entries.contains_key(uid) => {
-                self.missed.remove(uid);
-                if *listings > 0 {
-                    self.missed.insert(*uid, (*since, *listings));
-                }
-            }
-            Step::Missed(..) => {}
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Put(u8, Entry),
-    Forget(u8),
-    Missed(u8, i32, u8),
-}
-
-impl Step {
-    fn change(&self, ledger: &Ledger) -> Change {
-        match self {
-            Self::Put(uid, entry) => Change::Put { uid: Box::new([*uid]), entry: entry.clone() },
-            Self::Forget(uid) => Change::Forget { hash: ledger.hash(&[*uid]) },
-            Self::Missed(uid, since, listings) => {
-                Change::Missed { hash: ledger.hash(&[*uid]), since: *since, listings: *listings }
-            }
-        }
-    }
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let state = prop_oneof![
-        3 => Just(State::Kept),
-        2 => Just(State::Deleting),
-        1 => Just(State::Uncertain),
-        2 => (-2..3_i64).prop_map(|ahead| quarantined(keep().now + ahead)),
-    ];
-    let entry = (state, TODAY - 3..TODAY + 1, 0..3_u64, 0..3_u64)
-        .prop_map(|(state, day, size, digest)| Entry { state, day, size, message_id: size, digest });
-    let step = prop_oneof![
-        8 => (0..40_u8, entry).prop_map(|(uid, entry)| Step::Put(uid, entry)),
-        1 => (0..40_u8).prop_map(Step::Forget),
-        2 => (0..40_u8, TODAY - 20..TODAY + 1, 0..4_u8).prop_map(|(uid, since, n)| Step::Missed(uid, since, n)),
-    ];
-    prop::collection::vec(step, 0..80)
-}
-
-fn policies() -> impl Strategy<Value = SurveyPolicy> {
-    let on =
-        prop_oneof![Just(OnUidChange::Pause), Just(OnUidChange::Fetch), Just(OnUidChange::MatchMessageId),];
-    (any::<bool>(), prop::option::of(0..5_u32), any::<bool>(), on).prop_map(
-        |(leave, keep_for_days, delete_seen, on_uid_change)| SurveyPolicy {
-            leave,
-            keep_for_days,
-            delete_seen,
-            on_uid_change,
-            ..keep()
-        },
-    )
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
-
-    #[test]
-    fn a_ledger_is_what_its_description_says(steps in steps()) {
-        let (mut ledger, mut model) = (Ledger::new([9; 16]), Model::default());
-        for step in &steps {
-            ledger.apply(&step.change(&ledger));
-            model.apply(step);
-        }
-        let described = |entries: Vec<Entry>| {
-            let mut texts: Vec<String> = entries.iter().map(|entry| format!("{entry:?}")).collect();
-            texts.sort();
-            texts
-        };
-        for uid in 0..40_u8 {
-            let hash = ledger.hash(&[uid]);
-            let wanted = model.entries.get(&uid).cloned().unwrap_or_default();
-            prop_assert_eq!(described(ledger.entries(hash).collect()), described(wanted));
-            prop_assert_eq!(ledger.missed(hash), model.missed.get(&uid).copied());
-        }
-        let kept = model.entries.values().flatten().filter(|entry| entry.state == State::Kept).count();
-        prop_assert_eq!(ledger.kept(), kept);
-        prop_assert_eq!(ledger.len(), model.entries.values().map(Vec::len).sum::<usize>());
-    }
-
-    #[test]
-    fn a_survey_finds_what_its_description_says(
-        steps in steps(),
-        listed in prop::collection::vec(0..60_u8, 0..60),
-        void in prop::bool::weighted(0.2),
-        policy in policies(),
-    ) {
-        let (mut ledger, mut model) = (Ledger::new([9; 16]), Model::default());
-        for step in &steps {
-            ledger.apply(&step.change(&ledger));
-            model.apply(step);
-        }
-        model.entries.retain(|_, entries| !entries.is_empty());
-        let mut survey = ledger.survey(policy);
-        for (at, uid) in listed.iter().enumerate() {
-            survey.see(u32::try_from(at + 1).unwrap(), &[*uid]);
-        }
-        if void {
-            survey.void_line();
-        }
-        let found = survey.finish();
-
-        let (mut fetch, mut delete, mut known, mut waiting) = (vec![], vec![], 0, 0);
-        for (at, uid) in listed.iter().enumerate() {
-            let number = u32::try_from(at + 1).unwrap();
-            let times = listed.iter().map(|other| usize::from(other == uid)).sum::<usize>();
-            let entries = model.entries.get(uid).map_or(&[][..], Vec::as_slice);
-            let actions: Vec<Action> = entries.iter().map(|entry| policy.action(entry)).collect();
-            let alike = actions.windows(2).all(|two| two[0] == two[1]);
-            let retried = actions.first() == Some(&Action::Retry);
-            let ambiguous = times > 1 || !alike || (retried && actions.len() > 1);
-            match actions.first() {
-                _ if ambiguous => fetch.push((number, true, None)),
-                None => fetch.push((number, false, None)),
-                Some(Action::Retry) => fetch.push((number, false, Some(entries[0].clone()))),
-                Some(Action::Nothing) => known += 1,
-                Some(Action::Wait) => waiting += 1,
-                Some(Action::Delete) => {
-                    known += 1;
-                    delete.push(number);
-                }
-            }
-        }
-        let fetched: Vec<_> = found.unseen.iter()
-            .map(|one| (one.number, one.ambiguous, one.prior.as_deref().cloned())).collect();
-        prop_assert_eq!(fetched, fetch);
-        prop_assert_eq!(deleted(&found), delete);
-        prop_assert_eq!((found.known, found.waiting, found.listed), (known, waiting, listed.len() as u64));
-        let no_quarantine = |one: &Deletion| !matches!(one.entry.state, State::Quarantined { .. });
-        prop_assert!(found.delete.iter().all(no_quarantine));
-        if policy.leave && policy.keep_for_days.is_none() {
-            prop_assert!(found.delete.iter().all(|one| one.entry.state == State::Deleting));
-        }
-
-        let is_expected = |uid: &u8| !model.missed.contains_key(uid);
-        let kept_entries = || model.entries.iter()
-            .flat_map(|(uid, entries)| entries.iter().map(move |entry| (uid, entry)))
-            .filter(|(_, entry)| entry.state == State::Kept);
-        let expected = kept_entries().filter(|(uid, _)| is_expected(uid)).count();
-        let there = kept_entries().filter(|(uid, _)| is_expected(uid) && listed.contains(uid)).count();
-        let strange = listed.iter().filter(|uid| !model.entries.contains_key(uid)).count();
-        let all_changed = expected >= 20 && there * 10 < expected && strange >= 20;
-        prop_assert_eq!(found.all_changed, all_changed);
-
-        let halted = all_changed && policy.on_uid_change == OnUidChange::Pause;
-        let only_deleted = |uid: &u8| model.entries[uid].iter().all(|entry| entry.state == State::Deleting);
-        let full_before = model.entries.iter().any(|(uid, entries)| {
-            is_expected(uid) && entries.iter().any(|entry| entry.state != State::Deleting)
-        });
-        let proves = !(void || listed.is_empty() && full_before);
-        let mut wanted = Vec::new();
-        for uid in model.entries.keys().filter(|_| !halted) {
-            let missed = model.missed.get(uid).copied();
-            let (since, count) = missed.map_or((TODAY, 1), |(since, count)| (since, (count + 1).min(3)));
-            if listed.contains(uid) {
-                wanted.extend(missed.map(|_| Step::Missed(*uid, 0, 0)));
-            } else if proves && (only_deleted(uid) || (count == 3 && TODAY - since >= 14)) {
-                wanted.push(Step::Forget(*uid));
-            } else if proves && missed != Some((since, count)) {
-                wanted.push(Step::Missed(*uid, since, count));
-            }
-        }
-        let texts = |changes: Vec<Change>| {
-            let mut texts: Vec<String> = changes.iter().map(|change| format!("{change:?}")).collect();
-            texts.sort();
-            texts
-        };
-        let wanted = wanted.iter().map(|step| step.change(&ledger)).collect();
-        prop_assert_eq!(texts(found.pruning), texts(wanted));
-    }
 
     /// However often one UID is listed and whatever its messages are, each is
     /// new once, and after that none is fetched.

@@ -3,7 +3,7 @@
 //! that is not enough by the digest of their octets.
 
 use super::survey::{Action, SurveyPolicy};
-use super::{Entry, Ledger};
+use super::{Entry, Ledger, State};
 
 /// Tells the messages of one UID apart.
 ///
@@ -27,7 +27,7 @@ struct Known {
 pub enum Told {
     /// It was taken: there is nothing to do.
     Known,
-    /// It is quarantined and not due.
+    /// It is quarantined, or owed, and not due.
     Waiting,
     /// It was taken, and is to be deleted on the server now.
     Delete(Entry),
@@ -44,7 +44,7 @@ pub enum Twin {
     New {
         /// See [`Entry::digest`].
         digest: u64,
-        /// What is known of an earlier try, quarantined or uncertain.
+        /// What is known of an earlier try: quarantined, owed or uncertain.
         prior: Option<Entry>,
     },
     /// The very octets of another message of this UID that was taken already,
@@ -113,9 +113,11 @@ impl Twins {
         let mut copies = false;
         // Copies of the same octets are remembered under the numbers that
         // follow their digest.
-        while let Some(known) =
-            self.entries.iter_mut().find(|known| known.entry.digest == digest && known.entry.is_sized(size))
-        {
+        while let Some(known) = self.entries.iter_mut().find(|known| {
+            // What is owed must not be delivered to all again because LIST
+            // tells its size differently by now.
+            known.entry.digest == digest && (known.entry.is_sized(size) || known.entry.is_owed())
+        }) {
             if !known.claimed {
                 known.claimed = true;
                 return match known.action {
@@ -129,16 +131,16 @@ impl Twins {
         // An earlier try that did not come to an end has no digest. Where it is
         // one that did (a line that a person wrote), nobody can tell which of
         // the messages it was: better one of them twice than one of them lost.
+        // As one that is owed to some would be, if it were the wrong one.
         let prior = self.entries.iter_mut().find(|known| {
             let vague = known.entry.digest == 0 && known.entry.is_sized(size);
-            vague && !known.claimed && known.action == Action::Retry
+            vague && !known.claimed && known.action == Action::Retry && !known.entry.is_owed()
         });
         let prior = prior.map(|known| {
             known.claimed = true;
             known.entry.clone()
         });
-        let state = super::State::Kept;
-        let entry = Entry { state, day: 0, size, message_id: 0, digest };
+        let entry = Entry { state: State::Kept, day: 0, size, message_id: 0, digest };
         self.entries.push(Known { entry, action: Action::Nothing, claimed: true });
         if copies { Twin::Copy { digest } } else { Twin::New { digest, prior } }
     }
@@ -146,7 +148,11 @@ impl Twins {
 
 impl Entry {
     /// Whether a message of this size may be the one; 0 is unknown.
-    fn is_sized(&self, size: u64) -> bool {
+    pub(super) fn is_sized(&self, size: u64) -> bool {
         self.size == size || self.size == 0 || size == 0
+    }
+
+    fn is_owed(&self) -> bool {
+        matches!(self.state, State::Owed { .. })
     }
 }

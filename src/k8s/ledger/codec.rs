@@ -8,17 +8,25 @@
 //! chunk  = salt:16 nonce:u64 groups
 //! groups = count { gap body }                                ascending hashes
 //! body   = (entries << 2 | listings) [since] { entry }
-//! entry  = flags:u8 day [size] [id:u64] [digest:u64] [attempts next reason]
+//! entry  = flags:u8 day [size] [id:u64] [digest:u64] [attempts next reason [owed]]
+//! owed   = (count << 1 | reached) { recipient:u64 }
 //! ```
+//!
+//! Format 1 has neither messages that are owed nor copies; an object is of
+//! format 2 only if it holds some, so that a build that does not know them
+//! reads all that it can understand, and says of the rest that it is newer.
 //!
 //! What has no width is a LEB128 number, signed ones in zigzag; fixed ones are
 //! big-endian. The checksum is the first half of the SHA-256 of all that is
 //! before it: an object is as it was written, or it is damaged. A chunk is
 //! named by it.
 //!
-//! A group is *all* that is known of a UID. Among several of one hash the
+//! A group is *all* that is known of a UID, or all copies of a Message-ID.
+//! Among several of one hash the
 //! newest counts alone, and one without entries means "forgotten": so the
 //! order within a chunk, and what merges with what, never matters.
+
+mod entry;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,17 +34,16 @@ use std::fmt;
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::ledger::{Entry, Ledger, State};
+use entry::{DAY_ZERO, OWED, Reader, put_entry, put_number, put_signed, width};
 
-/// The format that this build writes, and the newest that it reads.
-const FORMAT: u8 = 1;
+/// The newest format that this build reads and writes.
+const FORMAT: u8 = 2;
+/// The format of objects without messages that are owed, and without copies.
+const PLAIN: u8 = 1;
 const MAGIC: &[u8; 8] = b"RPOPUIDS";
 /// Octets of magic, format and kind.
 const PREFIX: usize = MAGIC.len() + 2;
 const CHECKSUM: usize = 16;
-/// 2026-01-01: days are written relative to it, so that they take two octets.
-const DAY_ZERO: i64 = 20_454;
-/// Octets of a quarantined message's reason; the ledger promises 200.
-const LONGEST_REASON: usize = 400;
 /// Octets of all chunks of a ledger that is read: what memory has to bear.
 pub(super) const MOST_OCTETS_READ: u64 = 24 << 20;
 /// Chunks of a ledger.
@@ -94,11 +101,12 @@ impl Group {
     /// What `ledger` knows of a UID.
     pub(super) fn of(ledger: &Ledger, hash: u64) -> Self {
         let (since, listings) = ledger.missed(hash).unwrap_or_default();
-        let entries = ledger.positions(hash).map(|at| ledger.entry(at)).collect();
+        let positions = ledger.positions(hash).chain(ledger.copy_positions(hash));
+        let entries = positions.map(|at| ledger.entry(at)).collect();
         Self { entries, since, listings }
     }
 
-    /// Adds it to a ledger that knows nothing of the UID.
+    /// Adds it to a ledger that knows nothing of the hash.
     pub(super) fn put_into(&self, ledger: &mut Ledger, hash: u64) {
         use crate::domain::ledger::Change;
         for entry in &self.entries {
@@ -137,183 +145,22 @@ impl Group {
     }
 }
 
-const HAS_SIZE: u8 = 0x10;
-const HAS_ID: u8 = 0x20;
-const HAS_DIGEST: u8 = 0x40;
-
-fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
-    let kind = match entry.state {
-        State::Kept => 0,
-        State::Deleting => 1,
-        State::Uncertain => 2,
-        State::Quarantined { .. } => 3,
-    };
-    let has = |number: u64, flag: u8| if number == 0 { 0 } else { flag };
-    out.push(
-        kind | has(entry.size, HAS_SIZE) | has(entry.message_id, HAS_ID) | has(entry.digest, HAS_DIGEST),
-    );
-    put_signed(out, i64::from(entry.day) - DAY_ZERO);
-    if entry.size != 0 {
-        put_number(out, entry.size);
-    }
-    for hash in [entry.message_id, entry.digest] {
-        if hash != 0 {
-            out.extend(hash.to_be_bytes());
-        }
-    }
-    if let State::Quarantined { attempts, next_try, reason } = &entry.state {
-        put_number(out, u64::from(*attempts));
-        put_signed(out, *next_try);
-        let mut end = reason.len().min(LONGEST_REASON);
-        while !reason.is_char_boundary(end) {
-            end -= 1;
-        }
-        put_number(out, end as u64);
-        out.extend(&reason.as_bytes()[..end]);
-    }
-}
-
-fn put_number(out: &mut Vec<u8>, mut number: u64) {
-    loop {
-        let [low, ..] = number.to_le_bytes();
-        number >>= 7;
-        if number == 0 {
-            return out.push(low);
-        }
-        out.push(low | 0x80);
-    }
-}
-
-fn put_signed(out: &mut Vec<u8>, number: i64) {
-    put_number(out, ((number << 1) ^ (number >> 63)).cast_unsigned());
-}
-
-/// Octets of [`put_number`].
-fn width(number: u64) -> usize {
-    (64 - (number | 1).leading_zeros() as usize).div_ceil(7)
-}
-
-/// Takes apart what was written; all of it is bounded by the octets there are.
-struct Reader<'a> {
-    rest: &'a [u8],
-}
-
-const SHORT: Flaw = Flaw::Malformed("it ends too soon");
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], Flaw> {
-        let (taken, rest) = self.rest.split_at_checked(count).ok_or(SHORT)?;
-        self.rest = rest;
-        Ok(taken)
-    }
-
-    fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Flaw> {
-        let (taken, rest) = self.rest.split_first_chunk().ok_or(SHORT)?;
-        self.rest = rest;
-        Ok(*taken)
-    }
-
-    fn number(&mut self) -> Result<u64, Flaw> {
-        let mut number = 0;
-        for place in 0..10 {
-            let [octet] = self.fixed()?;
-            if place == 9 && octet > 1 {
-                break;
-            }
-            number |= u64::from(octet & 0x7f) << (7 * place);
-            if octet < 0x80 {
-                return Ok(number);
-            }
-        }
-        Err(Flaw::Malformed("a number has more than 64 bits"))
-    }
-
-    fn narrow<T: TryFrom<u64>>(&mut self) -> Result<T, Flaw> {
-        T::try_from(self.number()?).map_err(|_| Flaw::Malformed("a number is too large"))
-    }
-
-    fn signed(&mut self) -> Result<i64, Flaw> {
-        let number = self.number()?;
-        Ok((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
-    }
-
-    fn day(&mut self) -> Result<i32, Flaw> {
-        let day = self.signed()?.checked_add(DAY_ZERO).and_then(|day| i32::try_from(day).ok());
-        day.ok_or(Flaw::Malformed("a day is out of range"))
-    }
-
-    fn end(&self) -> Result<(), Flaw> {
-        if self.rest.is_empty() { Ok(()) } else { Err(Flaw::Malformed("there is more than belongs there")) }
-    }
-
-    /// A count of things that take at least `least` octets each.
-    fn count(&mut self, least: usize) -> Result<usize, Flaw> {
-        let count: usize = self.narrow()?;
-        if count > self.rest.len() / least { Err(SHORT) } else { Ok(count) }
-    }
-
-    fn group(&mut self) -> Result<Group, Flaw> {
-        let head = self.number()?;
-        let (count, listings) = (head >> 2, (head & 3) as u8);
-        if count > self.rest.len() as u64 / 2 {
-            return Err(SHORT);
-        }
-        if count == 0 && listings > 0 {
-            return Err(Flaw::Malformed("what is forgotten cannot be missing"));
-        }
-        let since = if listings > 0 { self.day()? } else { 0 };
-        let entries = (0..count).map(|_| self.entry()).collect::<Result<_, _>>()?;
-        Ok(Group { entries, since, listings })
-    }
-
-    fn entry(&mut self) -> Result<Entry, Flaw> {
-        let [flags] = self.fixed()?;
-        let day = self.day()?;
-        let size = if flags & HAS_SIZE == 0 { 0 } else { self.number()? };
-        let mut hash = |flag| {
-            if flags & flag == 0 { Ok(0) } else { self.fixed().map(u64::from_be_bytes) }
-        };
-        let (message_id, digest) = (hash(HAS_ID)?, hash(HAS_DIGEST)?);
-        let state = match flags & !(HAS_SIZE | HAS_ID | HAS_DIGEST) {
-            0 => State::Kept,
-            1 => State::Deleting,
-            2 => State::Uncertain,
-            3 => {
-                let (attempts, next_try) = (self.narrow()?, self.signed()?);
-                let length = self.count(1)?;
-                let reason = std::str::from_utf8(self.take(length)?);
-                let reason = reason.map_err(|_| Flaw::Malformed("a reason is no text"))?.into();
-                State::Quarantined { attempts, next_try, reason }
-            }
-            _ => return Err(Flaw::Malformed("there is a state that this build does not know")),
-        };
-        Ok(Entry { state, day, size, message_id, digest })
-    }
-
-    fn groups(&mut self, mut each: impl FnMut(u64, &'a [u8], Group)) -> Result<usize, Flaw> {
-        let count = self.count(2)?;
-        let mut last: Option<u64> = None;
-        for _ in 0..count {
-            let gap = self.number()?;
-            let hash = match last {
-                None => Some(gap),
-                Some(last) => last.checked_add(gap).filter(|hash| *hash > last),
-            };
-            let hash = hash.ok_or(Flaw::Malformed("the hashes are not in order"))?;
-            last = Some(hash);
-            let before = self.rest;
-            let group = self.group()?;
-            each(hash, &before[..before.len() - self.rest.len()], group);
-        }
-        Ok(count)
-    }
-}
-
-fn begin(kind: u8, capacity: usize) -> Vec<u8> {
+fn begin(format: u8, kind: u8, capacity: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(capacity + PREFIX + CHECKSUM);
     out.extend(MAGIC);
-    out.extend([FORMAT, kind]);
+    out.extend([format, kind]);
     out
+}
+
+/// The oldest format that groups can be written in.
+fn format_of<'a>(mut bodies: impl Iterator<Item = &'a [u8]>) -> u8 {
+    let is_newer = |entry: &Entry| matches!(entry.state, State::Owed { .. } | State::Copy);
+    let needs_newer = |body: &[u8]| {
+        // Most groups have one entry, whose flags are at hand.
+        let plain = matches!(body, [4, flags, ..] if flags & 0x0f < OWED);
+        !plain && Group::parse(body).is_ok_and(|group| group.entries.iter().any(is_newer))
+    };
+    if bodies.any(needs_newer) { FORMAT } else { PLAIN }
 }
 
 fn seal(mut out: Vec<u8>) -> (Vec<u8>, Seal) {
@@ -340,7 +187,7 @@ fn open(octets: &[u8], kind: u8) -> Result<(&[u8], Seal), Flaw> {
     let rest = body.get(MAGIC.len()..).unwrap_or_default();
     match rest.split_first_chunk() {
         Some(([format, _], _)) if *format > FORMAT => Err(Flaw::Newer(*format)),
-        Some(([FORMAT, found], payload)) if *found == kind => Ok((payload, Seal(*stored))),
+        Some(([PLAIN..=FORMAT, found], payload)) if *found == kind => Ok((payload, Seal(*stored))),
         _ => Err(Flaw::Malformed("it is of another kind than its name says")),
     }
 }
@@ -420,7 +267,7 @@ impl Head {
     }
 
     fn unsealed(&self) -> Vec<u8> {
-        let mut out = begin(b'H', 1024);
+        let mut out = begin(format_of(self.fresh.values().map(|body| &**body)), b'H', 1024);
         out.extend(self.salt);
         out.extend(self.nonce.to_be_bytes());
         put_number(&mut out, u64::from(self.shard));
@@ -510,7 +357,8 @@ pub(super) fn pack(salt: [u8; 16], nonce: u64, most: usize, groups: &[(u64, &[u8
 }
 
 fn chunk(salt: [u8; 16], nonce: u64, groups: &[(u64, &[u8])]) -> Chunk {
-    let mut out = begin(b'C', groups.iter().map(|(_, body)| body.len() + 9).sum::<usize>() + 32);
+    let format = format_of(groups.iter().map(|(_, body)| *body));
+    let mut out = begin(format, b'C', groups.iter().map(|(_, body)| body.len() + 9).sum::<usize>() + 32);
     out.extend(salt);
     out.extend(nonce.to_be_bytes());
     put_groups(&mut out, groups.iter().copied());
@@ -544,7 +392,7 @@ pub(super) fn unpack<'a>(
 /// An object with any payload, for tests.
 #[cfg(test)]
 pub(super) fn sealed(kind: u8, payload: &[u8]) -> (Vec<u8>, Seal) {
-    let mut out = begin(kind, payload.len());
+    let mut out = begin(FORMAT, kind, payload.len());
     out.extend(payload);
     seal(out)
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::codec::{Chunk, ChunkRef, Flaw, Head, MOST_CHUNKS, MOST_OCTETS_READ, Run, Seal, pack, unpack};
 use super::object::Place;
+use crate::domain::ledger::{Change, Ledger};
 use crate::engine::ports::LedgerError;
 
 /// Octets of the largest head.
@@ -12,7 +13,8 @@ pub(super) const HEAD: usize = 16 << 10;
 /// What a batch leaves free of it, for the names of chunks that a fold is
 /// about to write.
 const ROOM_FOR_NAMES: usize = 16 * MOST_CHUNKS + 64;
-/// Octets of a message in a chunk; the largest ledgers are of plain ones.
+/// Octets of a message in a chunk; the largest ledgers are of plain ones. As
+/// many as four recipients owed take.
 const MESSAGE: u64 = 32;
 /// What the engine reckons for one.
 const RESERVED: u64 = 200;
@@ -42,16 +44,14 @@ impl Bounds {
 
     /// Whether what a session may add surely has room, so that nothing is
     /// fetched that could not be remembered.
-    pub(super) fn check_room(&self, place: &Place, messages: u64, octets: u64) -> Result<(), LedgerError> {
+    pub(super) fn check_room(&self, place: &Place, ledger: &Ledger, octets: u64) -> Result<(), LedgerError> {
         let wanted = octets.div_ceil(RESERVED);
         let most = self.roomy / MESSAGE;
-        if messages + wanted <= most {
+        if ledger.weight() as u64 + wanted <= most {
             return Ok(());
         }
-        Err(full(
-            place,
-            &format!("holds {messages} messages, {wanted} more are there, and the limit is {most}"),
-        ))
+        let contents = ledger.contents();
+        Err(full(place, &format!("holds {contents}, {wanted} more are there, and the limit is {most}")))
     }
 }
 
@@ -68,6 +68,22 @@ fn full(place: &Place, why: &str) -> LedgerError {
     ))
 }
 
+/// What of a ledger will be there after a commit, at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Live {
+    pub(super) entries: u64,
+    /// See [`Ledger::weight`].
+    pub(super) weight: u64,
+}
+
+impl Live {
+    pub(super) fn after(ledger: &Ledger, changes: &[Change]) -> Self {
+        let grown = changes.iter().filter(|change| change.weight() > 0).count();
+        let weight = ledger.weight() + changes.iter().map(Change::weight).sum::<usize>();
+        Self { entries: (ledger.len() + grown) as u64, weight: weight as u64 }
+    }
+}
+
 /// What is merged with the latest groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Merge {
@@ -79,13 +95,16 @@ pub(super) struct Merge {
 
 /// The runs that are not at least twice as large as what is newer than they:
 /// so there are few runs, and nothing is written anew often. All of them when
-/// dead groups outnumber the live ones, or room is short.
-pub(super) fn merge(head: &Head, live: u64, bounds: &Bounds) -> Merge {
+/// dead groups outnumber the live ones, or room is short and some of it is
+/// taken by what is dead.
+pub(super) fn merge(head: &Head, live: Live, bounds: &Bounds) -> Merge {
     // What a chunk has beside its groups is as good as some of them.
     let mut newer: u64 = 64 + head.fresh.values().map(|body| body.len() as u64 + 8).sum::<u64>();
-    let dead = head.groups().saturating_sub(live);
+    let dead = head.groups().saturating_sub(live.entries);
     let short = head.octets() + newer > bounds.full || head.chunks().count() > MOST_CHUNKS / 2;
-    let all = dead > live + FEW_DEAD || (short && dead > live / 10);
+    // A few that were owed to many leave more behind than their number says.
+    let large = head.octets() > 2 * live.weight * MESSAGE;
+    let all = dead > live.entries + FEW_DEAD || (short && (dead > live.entries / 10 || large));
     let mut kept = head.runs.len();
     while let Some(run) = head.runs[..kept].last() {
         if !all && run.octets() > 2 * newer {

@@ -33,7 +33,7 @@ use crate::domain::work::RecordKey;
 use crate::engine::ports::{LedgerError, LedgerStore, Pending};
 use call::Patience;
 use codec::Group;
-use fold::Bounds;
+use fold::{Bounds, Live};
 use object::Place;
 pub use object::{KEEP_LEDGER, LEDGER, PREFIX};
 use shelf::Shelf;
@@ -145,7 +145,7 @@ impl ConfigMapLedgers {
     }
 
     async fn reserve(&self, key: &RecordKey, ledger: &mut Ledger, octets: u64) -> Result<(), LedgerError> {
-        self.inner.bounds.check_room(&Place::of(key)?, ledger.len() as u64, octets)?;
+        self.inner.bounds.check_room(&Place::of(key)?, ledger, octets)?;
         let task = Task { mark: ledger.mark(), salt: ledger.salt(), batch: None };
         ledger.set_mark(self.detached(key, task).await?);
         Ok(())
@@ -157,11 +157,14 @@ impl ConfigMapLedgers {
         ledger: &mut Ledger,
         changes: Vec<Change>,
     ) -> Result<(), LedgerError> {
+        if let Some(flaw) = changes.iter().find_map(Change::flaw) {
+            let place = Place::of(key)?;
+            return Err(LedgerError::Full(format!("{}: {flaw}", place.shown(&place.head))));
+        }
         let groups = changed(ledger, &changes);
         if !groups.is_empty() {
-            let known = |hash: u64| ledger.entries(hash).next().is_some();
-            let grows = groups.iter().any(|(hash, body)| !Group::is_forgotten(body) && !known(*hash));
-            let live = (ledger.len() + groups.len()) as u64;
+            let grows = groups.iter().any(|(hash, body)| !Group::is_forgotten(body) && !ledger.knows(*hash));
+            let live = Live::after(ledger, &changes);
             let batch = Some(Batch { groups, live, grows });
             let task = Task { mark: ledger.mark(), salt: ledger.salt(), batch };
             ledger.set_mark(self.detached(key, task).await?);
@@ -250,10 +253,7 @@ fn changed(ledger: &Ledger, changes: &[Change]) -> BTreeMap<u64, Box<[u8]>> {
     let mut scratch = Ledger::new(ledger.salt());
     let mut groups = BTreeMap::new();
     for change in changes {
-        let hash = match change {
-            Change::Put { uid, .. } => ledger.hash(uid),
-            Change::Forget { hash } | Change::Missed { hash, .. } => *hash,
-        };
+        let hash = ledger.hash_of(change);
         groups.entry(hash).or_insert_with(|| {
             let before = Group::of(ledger, hash);
             before.put_into(&mut scratch, hash);

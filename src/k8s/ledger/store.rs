@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::call::{Tries, Trouble, random};
 use super::codec::{Chunk, ChunkRef, Group, Head, Seal, unpack};
-use super::fold::{self, Fold};
+use super::fold::{self, Fold, Live};
 use super::object::{Place, Stored, head_data, keeps};
 use super::{Inner, Owner};
 use crate::domain::ledger::{Change, Ledger, Mark};
@@ -85,8 +85,8 @@ pub(super) struct Task {
 pub(super) struct Batch {
     /// What is known of the UIDs from now on.
     pub(super) groups: BTreeMap<u64, Box<[u8]>>,
-    /// UIDs of the ledger afterwards, at most.
-    pub(super) live: u64,
+    /// What the ledger is afterwards.
+    pub(super) live: Live,
     /// There are UIDs among them that were not known.
     pub(super) grows: bool,
 }
@@ -298,7 +298,7 @@ impl<'a> Work<'a> {
         &mut self,
         mut seen: Seen,
         head: &Head,
-        live: u64,
+        live: Live,
         grows: bool,
     ) -> Result<Seen, LedgerError> {
         let merge = fold::merge(head, live, &self.inner.bounds);

@@ -16,8 +16,9 @@ fn key(name: &str) -> RecordKey {
     RecordKey { namespace: "mail".into(), name: name.into() }
 }
 
-/// A batch takes new mail, marks that of the last one and forgets that of the
-/// one before: the file is written anew every few batches.
+/// A batch takes new mail (some of it for a part of its recipients), marks that
+/// of the last one and forgets that of the one before: the file is written anew
+/// every few batches. And it remembers a content, more of them than are kept.
 fn batch(ledger: &Ledger, number: u64) -> Vec<Change> {
     let uid = |batch: u64, at: u64| format!("{batch}-{at} with some length to it").into_bytes();
     let entry = |batch: u64, state| Entry {
@@ -27,9 +28,18 @@ fn batch(ledger: &Ledger, number: u64) -> Vec<Change> {
         message_id: batch + 1,
         digest: batch + 1,
     };
-    let mut changes = Vec::new();
+    let (message_id, day) = (number % 3 + 1, 20_000 + i32::try_from(number % 100).unwrap());
+    let mut changes = vec![Change::Copy { message_id, digest: number + 1, day }];
     for at in 0..5 {
-        changes.push(Change::Put { uid: uid(number, at).into(), entry: entry(number, State::Kept) });
+        let owed = State::Owed {
+            attempts: 1,
+            next_try: 1_700_000_000,
+            reason: "452 full".into(),
+            to: (1..at + 2).collect(),
+            reached: at == 3,
+        };
+        let state = if at % 2 == 1 { owed } else { State::Kept };
+        changes.push(Change::Put { uid: uid(number, at).into(), entry: entry(number, state) });
         if let Some(last) = number.checked_sub(1) {
             changes.push(Change::Put { uid: uid(last, at).into(), entry: entry(last, State::Deleting) });
         }

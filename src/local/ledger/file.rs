@@ -431,11 +431,13 @@ fn apply(ledger: &mut Ledger, line: Line<'_>) {
         }
         Line::Missed { hash, since, listings } => ledger.apply(&Change::Missed { hash, since, listings }),
         Line::Forget { hash } => ledger.apply(&Change::Forget { hash }),
+        Line::Copy { message_id, digest, day } => ledger.apply(&Change::Copy { message_id, digest, day }),
     }
 }
 
-/// The second reading of a compaction: where a UID first comes, all that is
-/// known of it by the end of the file is written.
+/// The second reading of a compaction: where a UID (or the Message-ID of a
+/// copy) first comes, all that is known of it by the end of the file is
+/// written.
 struct Copy<'a> {
     ledger: &'a Ledger,
     done: Vec<bool>,
@@ -467,6 +469,16 @@ impl Copy<'_> {
                     if !std::mem::replace(&mut self.done[at], true) {
                         let missed = self.ledger.missed(hash);
                         text::write_put(&mut self.text, uid, &self.ledger.entry(at), missed);
+                        self.copied += 1;
+                    }
+                }
+            }
+            Line::Copy { message_id, digest, day } => {
+                use crate::domain::ledger::Change;
+                let hash = self.ledger.hash_of(&Change::Copy { message_id, digest, day });
+                for at in self.ledger.copy_positions(hash) {
+                    if !std::mem::replace(&mut self.done[at], true) {
+                        text::write_put(&mut self.text, b"", &self.ledger.entry(at), None);
                         self.copied += 1;
                     }
                 }

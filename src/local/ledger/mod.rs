@@ -30,6 +30,8 @@ const FOLDER: &str = "rpopids";
 const PARALLEL: usize = 32;
 /// Entries of one ledger: 50 MB of memory. Beyond it is full.
 const MOST_ENTRIES: usize = 1_000_000;
+/// What the engine reckons for one.
+const RESERVED: u64 = 200;
 /// Dead lines that are not worth writing a file anew.
 const FEW_LINES: u64 = 64;
 
@@ -137,6 +139,10 @@ impl FileLedgers {
 
     async fn reserve(&self, key: &RecordKey, ledger: &mut Ledger, octets: u64) -> Result<(), LedgerError> {
         self.check_writable()?;
+        let more = usize::try_from(octets.div_ceil(RESERVED)).unwrap_or(usize::MAX);
+        if ledger.weight().saturating_add(more) > MOST_ENTRIES {
+            return Err(self.full(key, ledger)?);
+        }
         let (mark, salt) = (ledger.mark(), ledger.salt());
         let reserve = move |inner: &Inner, mut file: LedgerFile<'_>| {
             inner.check_folder()?;
@@ -190,8 +196,14 @@ impl FileLedgers {
 
     fn lines(&self, key: &RecordKey, ledger: &Ledger, changes: &[Change]) -> Result<Vec<u8>, LedgerError> {
         let mut lines = Vec::with_capacity(changes.len() * 112);
-        let mut puts = 0;
+        let mut grows = 0;
         for change in changes {
+            if let Some(flaw) = change.flaw() {
+                return Err(LedgerError::Full(format!("{}: {flaw}", self.path(key)?.display())));
+            }
+            if !ledger.knows(ledger.hash_of(change)) {
+                grows += change.weight();
+            }
             match change {
                 Change::Put { uid, .. } if uid.len() > text::MOST_UID => {
                     let path = self.path(key)?;
@@ -202,26 +214,28 @@ impl FileLedgers {
                         text::MOST_UID
                     )));
                 }
-                Change::Put { uid, entry } => {
-                    puts += 1;
-                    text::write_put(&mut lines, uid, entry, None);
-                }
+                Change::Put { uid, entry } => text::write_put(&mut lines, uid, entry, None),
                 Change::Forget { hash } => text::write_forget(&mut lines, *hash),
                 Change::Missed { hash, since, listings } => {
                     text::write_missed(&mut lines, *hash, *since, *listings);
                 }
+                Change::Copy { message_id, digest, day } => {
+                    text::write_copy(&mut lines, *message_id, *digest, *day);
+                }
             }
         }
-        if puts > 0 && ledger.len() + puts > MOST_ENTRIES {
-            let path = self.path(key)?;
-            return Err(LedgerError::Full(format!(
-                "{} holds {} messages and the limit is {MOST_ENTRIES}: delete mail on the server, or turn \
-                 leave off",
-                path.display(),
-                ledger.len()
-            )));
+        if grows > 0 && ledger.weight() + grows > MOST_ENTRIES {
+            return Err(self.full(key, ledger)?);
         }
         Ok(lines)
+    }
+
+    fn full(&self, key: &RecordKey, ledger: &Ledger) -> Result<LedgerError, LedgerError> {
+        Ok(LedgerError::Full(format!(
+            "{} holds {}, and the limit is {MOST_ENTRIES} in all: delete mail on the server, or turn leave off",
+            self.path(key)?.display(),
+            ledger.contents()
+        )))
     }
 }
 

@@ -1,3 +1,5 @@
+mod unified;
+
 use std::fs;
 
 use proptest::prelude::*;
@@ -445,6 +447,8 @@ async fn new_ledgers_have_salts_of_their_own() {
     assert_ne!(one.hash(b"a"), two.hash(b"a"));
 }
 
+/// The hashes of `Forget` and `Missed` stand for UIDs, those from 100 on for
+/// Message-IDs.
 fn changes() -> impl Strategy<Value = Change> {
     let uid = (0..12_u8).prop_map(|number| Box::from([b'u', number * 20]));
     let state = prop_oneof![
@@ -456,6 +460,14 @@ fn changes() -> impl Strategy<Value = Change> {
             next_try,
             reason: "no".into()
         }),
+        (1..9_u16, 0..2_000_000_000_i64, prop::collection::btree_set(any::<u64>(), 1..5), any::<bool>())
+            .prop_map(|(attempts, next_try, to, reached)| State::Owed {
+                attempts,
+                next_try,
+                reason: "no".into(),
+                to: to.into_iter().collect(),
+                reached,
+            }),
     ];
     let put = (uid, state, 0..3_u64, 0..3_u64).prop_map(|(uid, state, size, digest)| Change::Put {
         uid,
@@ -463,6 +475,9 @@ fn changes() -> impl Strategy<Value = Change> {
     });
     prop_oneof![
         6 => put,
+        4 => (1..4_u64, 1..12_u64, 20_000..20_004_i32)
+            .prop_map(|(message_id, digest, day)| Change::Copy { message_id, digest, day }),
+        1 => (101..104_u64).prop_map(|hash| Change::Forget { hash }),
         1 => (0..12_u8).prop_map(|number| Change::Forget { hash: u64::from(number) }),
         1 => (0..12_u8, 0..4_u8).prop_map(|(number, listings)| Change::Missed {
             hash: u64::from(number), since: 20_001, listings
@@ -473,7 +488,7 @@ fn changes() -> impl Strategy<Value = Change> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     /// Batches, compactions and restarts in any order: the file holds what the
-    /// memory does. (Hashes of `Forget` and `Missed` stand for UIDs.)
+    /// memory does.
     #[test]
     fn the_file_is_the_ledger(batches in prop::collection::vec(prop::collection::vec(changes(), 1..30), 1..8)) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -483,7 +498,10 @@ proptest! {
             for mut batch in batches {
                 for change in &mut batch {
                     if let Change::Forget { hash } | Change::Missed { hash, .. } = change {
-                        *hash = ledger.hash(&[b'u', u8::try_from(*hash).unwrap() * 20]);
+                        *hash = match hash.checked_sub(100) {
+                            None => ledger.hash(&[b'u', u8::try_from(*hash).unwrap() * 20]),
+                            Some(message_id) => ledger.hash_of(&Change::Copy { message_id, digest: 1, day: 0 }),
+                        };
                     }
                 }
                 here.commit(&mut ledger, batch).await;
