@@ -14,6 +14,7 @@ mod addressees;
 mod compose;
 mod copies;
 mod header;
+mod notification;
 mod sender;
 mod shown;
 mod trace;
@@ -23,5 +24,6 @@ mod unify;
 mod corpus;
 
 pub use compose::{Composed, Composer, MAX_HEADER, MAX_HOPS};
+pub use notification::{Notification, Refused};
 pub use trace::{Trace, TraceContext};
 pub use unify::{Addressees, MOST_ADDRESSEES, Unify};

@@ -106,7 +106,8 @@ fn mark(key: &[u8; 16], account: &Mailbox) -> String {
     format!("{:032x}", hasher.finish128().as_u128())
 }
 
-fn push_host(out: &mut String, host: &str) {
+/// A host name, or an address as a literal, in printable ASCII without blanks.
+pub(super) fn push_host(out: &mut String, host: &str) {
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     if let Ok(address) = bare.parse::<IpAddr>() {
         push_literal(out, address);

@@ -22,6 +22,7 @@ mod engine;
 mod faults;
 mod framing;
 mod layers;
+mod notification;
 mod parts;
 mod resources;
 mod session;
