@@ -573,7 +573,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             } else if transaction.has_delivered() {
                 // LMTP: some recipients have it, and must not get it again.
                 let doubt = (sent && !farewell).then(|| doubt(&lost.error));
-                outcomes.push(Outcome { id: transaction.id, result: Ok(transaction.verdicts_but(doubt)) });
+                outcomes.push(Outcome {
+                    id: transaction.id,
+                    result: Ok(transaction.verdicts_but(doubt.as_ref())),
+                });
             } else if transaction.aborted {
                 outcomes.push(Outcome { id: transaction.id, result: Err(Undelivered::Aborted) });
             } else if sent && !farewell {

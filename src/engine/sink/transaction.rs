@@ -199,10 +199,10 @@ impl Transaction {
 
     /// The verdicts; those that were not heard are deferrals, or with `doubt`
     /// unknown.
-    pub(super) fn verdicts_but(&mut self, doubt: Option<Arc<str>>) -> Vec<Verdict> {
+    pub(super) fn verdicts_but(&mut self, doubt: Option<&Arc<str>>) -> Vec<Verdict> {
         std::mem::take(&mut self.standing)
             .into_iter()
-            .map(|standing| match (standing, &doubt) {
+            .map(|standing| match (standing, doubt) {
                 (Standing::Settled(verdict), _) => verdict,
                 (Standing::Accepted, Some(message)) => Verdict::Unknown { message: Arc::clone(message) },
                 (Standing::Open | Standing::Accepted, _) => {

@@ -23,10 +23,13 @@ async fn no_content_goes_out_before_the_replies_to_rcpt() {
             });
             let courier = fake.pool().open(route(via, host()));
             let mut jobs = Vec::new();
-            for id in 0..6 {
-                let to: &[&str] =
-                    [&["bad1@b"][..], &["bad1@b", "bad2@b"], &["bad1@b", "a@b"]][id as usize % 3];
-                jobs.push(doubtful(job(id, to)));
+            for (id, to) in [&["bad1@b"][..], &["bad1@b", "bad2@b"], &["bad1@b", "a@b"]]
+                .iter()
+                .cycle()
+                .take(6)
+                .enumerate()
+            {
+                jobs.push(doubtful(job(id as u64, to)));
             }
             let results = deliver(courier, jobs).await;
             for (id, result) in results.iter().enumerate() {
