@@ -197,6 +197,10 @@ pub struct Envelope {
     pub utf8_header: bool,
     /// ENVID (RFC 3461, 4.4), where wanted.
     pub envid: Option<Arc<str>>,
+    /// The recipients were found in a message, and the destination is to say
+    /// which of them there are: nothing of the content goes out before all
+    /// replies to RCPT are known, and a Maildir is not made for them.
+    pub await_recipients: bool,
 }
 
 #[cfg(test)]

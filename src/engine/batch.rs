@@ -24,6 +24,9 @@ pub(super) struct Batch {
     /// Out on loan while a commit runs.
     ledger: Option<Ledger>,
     changes: Vec<Change>,
+    /// Messages that `changes` are about: what goes beside another change is
+    /// not counted.
+    counted: usize,
     /// Messages to delete once `changes` are durable.
     numbers: Vec<u32>,
     since: Option<Instant>,
@@ -65,6 +68,7 @@ impl Batch {
             salt: ledger.salt(),
             ledger: Some(ledger),
             changes: Vec::new(),
+            counted: 0,
             numbers: Vec::new(),
             since: None,
             last: Instant::now(),
@@ -93,12 +97,21 @@ impl Batch {
         self.add(change, delete);
     }
 
+    /// Adds a change that goes with an outcome which is added behind it.
+    pub(super) fn add_beside(&mut self, change: Change) {
+        self.outcomes.push(change.clone());
+        if !self.failed {
+            self.changes.push(change);
+        }
+    }
+
     /// Adds a change; message `delete` is to be deleted once it is durable.
     pub(super) fn add(&mut self, change: Change, delete: Option<u32>) {
         if self.failed {
             return;
         }
         self.changes.push(change);
+        self.counted += 1;
         self.numbers.extend(delete);
         self.last = Instant::now();
         self.since.get_or_insert(self.last);
@@ -106,7 +119,7 @@ impl Batch {
 
     /// Changes that are not durable yet.
     pub(super) fn uncommitted(&self) -> usize {
-        self.changes.len() + self.in_commit
+        self.counted + self.in_commit
     }
 
     /// How many more messages may be handed over while `handed` are out.
@@ -131,8 +144,8 @@ impl Batch {
             return false;
         }
         let most = self.checkpoint.messages.max(1) as usize;
-        idle || self.changes.len() >= most
-            || (self.changes.len() * 2 >= most && (!self.waits() || self.last.elapsed() >= self.took))
+        idle || self.counted >= most
+            || (self.counted * 2 >= most && (!self.waits() || self.last.elapsed() >= self.took))
             || self.since.is_some_and(|since| since.elapsed() >= self.checkpoint.every)
     }
 
@@ -146,7 +159,7 @@ impl Batch {
     fn learn(&mut self) {
         if self.hasty > 0 {
             self.hasty -= 1;
-        } else if self.changes.len() >= self.checkpoint.messages as usize {
+        } else if self.counted >= self.checkpoint.messages as usize {
             self.in_vain = 0;
         } else if self.waits() && self.last.elapsed() >= self.took {
             self.in_vain = (self.in_vain + 1).min(5);
@@ -160,7 +173,7 @@ impl Batch {
             return None;
         }
         let by_age = self.since.map(|since| self.checkpoint.every.saturating_sub(since.elapsed()));
-        if self.changes.len() * 2 < self.checkpoint.messages as usize || !self.waits() {
+        if self.counted * 2 < self.checkpoint.messages as usize || !self.waits() {
             return by_age;
         }
         by_age.map(|by_age| by_age.min(self.took.saturating_sub(self.last.elapsed())))
@@ -172,10 +185,10 @@ impl Batch {
         self.learn();
         let changes = std::mem::take(&mut self.changes);
         let numbers = std::mem::take(&mut self.numbers);
-        self.in_commit = changes.len();
+        self.in_commit = std::mem::take(&mut self.counted);
         self.outcomes_in_commit = self.outcomes.len();
         if let (Some(since), Ok(gaps @ 1..)) =
-            (self.since.take(), u32::try_from(changes.len().saturating_sub(1)))
+            (self.since.take(), u32::try_from(self.in_commit.saturating_sub(1)))
         {
             self.pace = (self.pace + (self.last - since) / gaps) / 2;
         }
@@ -191,12 +204,12 @@ impl Batch {
 
     /// Makes sure that what `queue` messages with UIDs of `octets` in all will
     /// have to say fits the store, as far as it may be handed over before a
-    /// commit.
-    pub(super) async fn reserve(&mut self, queue: usize, octets: u64) -> Result<(), LedgerError> {
+    /// commit; `each` is what is said of one beside its UID.
+    pub(super) async fn reserve(&mut self, queue: usize, octets: u64, each: u64) -> Result<(), LedgerError> {
         let Some(ledger) = self.ledger.as_mut() else { return Ok(()) };
         let messages = queue.min(self.checkpoint.messages.max(1) as usize) as u64;
         let uids = octets / queue.max(1) as u64 * messages;
-        self.store.reserve(&self.key, ledger, messages * 200 + uids.min(1 << 20)).await
+        self.store.reserve(&self.key, ledger, messages * each + uids.min(1 << 20)).await
     }
 
     /// Whether a commit is running.
@@ -219,6 +232,7 @@ impl Batch {
             // no longer what the store holds: whoever goes on reads it anew.
             self.failed = true;
             self.changes.clear();
+            self.counted = 0;
             self.numbers.clear();
             self.since = None;
             return Err(error);

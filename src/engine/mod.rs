@@ -4,6 +4,9 @@
 //! ```text
 //! load ledger -> [ open session -> survey -> transfer -> QUIT ]* -> prune
 //! ```
+//! A message of a unified account takes a turn for each of its destinations;
+//! see `standing`.
+//!
 //! A session that falls out of step is dropped and opened again for what is
 //! behind the message that did it.
 
@@ -18,6 +21,7 @@ mod route;
 pub mod scheduler;
 mod session;
 pub mod sink;
+mod standing;
 mod transfer;
 mod work;
 

@@ -1,10 +1,10 @@
 //! What a poll carries through its sessions.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use super::incoming::Fetch;
-use super::report::Counters;
+use super::report::{Counters, PollError};
 
 /// What a poll carries from one of its sessions to the next.
 #[derive(Default)]
@@ -33,6 +33,11 @@ pub(super) struct Plan {
     pub(super) left_cleanly: bool,
     /// Messages fetched by earlier sessions of this poll.
     pub(super) budget: Option<u64>,
+    /// Of a unified account: destinations that get nothing more in this poll.
+    pub(super) away: BTreeMap<usize, PollError>,
+    /// Of a unified account: messages (by the hashes of their UIDs) that wait
+    /// for a later poll.
+    pub(super) tried: HashSet<u64>,
 }
 
 /// What a poll has to report, as it grows.

@@ -11,9 +11,9 @@ use super::batch::Batch;
 use super::plan::{Plan, Tally};
 use super::ports::Stage;
 use super::report::{PollError, Report, Scope};
-use super::route;
+use super::route::{self, Lanes, MAIN};
 use super::session::{self, Checked, Maildrop, Session};
-use super::transfer::{Context, End, Transfer, ledger_error};
+use super::transfer::{Context, Copies, Couriers, End, Transfer, knows_copies, ledger_error};
 use super::work::{Work, wanted};
 use crate::domain::code::Code;
 use crate::domain::ledger::{Change, Entry, Findings, Ledger, State, SurveyPolicy, day_of};
@@ -93,7 +93,8 @@ impl Engine {
                 .session(item, settings, session, &mut batch, &mut plan, tally, until, &mut stop)
                 .await?
             {
-                End::Complete => return Ok(()),
+                // What the others got, they keep.
+                End::Complete => return plan.away.pop_first().map_or(Ok(()), |(_, error)| Err(error)),
                 End::Again if plan.broken >= BROKEN => break,
                 End::Again => {}
             }
@@ -172,20 +173,27 @@ impl Engine {
         if !queue.is_empty() {
             // A disk that is full now would cost repeats at every poll.
             let uids = queue.iter().map(|fetch| fetch.uid.as_ref().map_or(24, |uid| uid.len() as u64)).sum();
-            batch.reserve(queue.len(), uids).await.map_err(|error| ledger_error(&error))?;
+            // A unified account's may be owed to many.
+            let each = if item.unified.is_some() { 2000 } else { 200 };
+            batch.reserve(queue.len(), uids, each).await.map_err(|error| ledger_error(&error))?;
         }
-        let route = route::route(item, settings.timeouts)?;
-        let recipient = route::recipient(item, &route)?;
-        let postmaster = item.postmaster.clone().map(|to| route::to_mailbox(to, route.via));
+        let lanes = Lanes::new(item, settings.timeouts)?;
+        let recipient = lanes.recipient(item)?;
+        let postmaster =
+            item.unified.as_ref().map(|unified| &unified.postmaster).or(item.postmaster.as_ref());
+        let postmaster = postmaster.map(|to| route::to_mailbox(to.clone(), lanes.via(MAIN)));
+        let copies = batch.ledger().filter(|_| item.unified.as_deref().is_some_and(knows_copies));
+        let copies = copies.map(|ledger| Copies::of(ledger, &pruning, day_of(now)));
         let trace = session.trace(item, self, &recipient);
         let (pipelining, expires_at_once) = (session.pipelining, session.expires_at_once);
         let context = Context {
             item,
             recipient,
             postmaster,
-            via: route.via,
+            lanes,
             observer: &*self.observer,
             trace,
+            host_name: Arc::clone(&self.host_name),
             keys,
             known,
             twins,
@@ -195,9 +203,9 @@ impl Engine {
             expires_at_once,
             last_session: session.login_delay.is_some(),
         };
-        let courier = self.sink.open(route);
+        let couriers = Couriers::new(&*self.sink, context.lanes.routes());
         plan.left_cleanly = false;
-        let end = Transfer::new(context, session.client, courier, batch, plan, tally)
+        let end = Transfer::new(context, session.client, couriers, copies, batch, plan, tally)
             .run(queue, deletions, stop)
             .await?;
         for change in pruning {
@@ -228,7 +236,7 @@ impl Engine {
         let hard = Instant::now() + settings.timeouts.session;
         let looked = async {
             let ledger = self.ledgers.load(&item.key).await.map_err(|error| ledger_error(&error))?;
-            route::recipient(item, &route::route(item, settings.timeouts)?)?;
+            Lanes::new(item, settings.timeouts)?.recipient(item)?;
             let mut plan = Plan::default();
             let mut session = session::open(self, item, settings, &mut plan).await?;
             let policy = SurveyPolicy {

@@ -233,6 +233,12 @@ pub enum Verdict {
     Deferred(Refusal),
     /// Never (5yz).
     Refused(Refusal),
+    /// The connection was lost before its word on this recipient, and behind
+    /// that on another: it may or may not have been delivered (LMTP).
+    Unknown {
+        /// For people.
+        message: Arc<str>,
+    },
 }
 
 /// A reply that refuses.

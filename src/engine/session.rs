@@ -97,8 +97,10 @@ async fn connect(
     material: &TlsMaterial,
     plan: &mut Plan,
 ) -> Result<Client<Stream>, PollError> {
-    let to = &item.destination;
-    let deliveries = [&to.smtp, &to.lmtp].into_iter().flatten().filter_map(|host| match &host.endpoint {
+    let domains = item.unified.as_ref().map_or(&[][..], |unified| &unified.domains);
+    let destinations = std::iter::once(&item.destination).chain(domains.iter().map(|to| &to.destination));
+    let hosts = destinations.flat_map(|to| [&to.smtp, &to.lmtp].into_iter().flatten());
+    let deliveries = hosts.filter_map(|host| match &host.endpoint {
         Endpoint::Tcp(name, _) => Some(&**name),
         Endpoint::Unix(_) => None,
     });

@@ -5,7 +5,9 @@ use std::collections::{HashMap, HashSet};
 use super::incoming::Fetch;
 use super::plan::{Plan, Tally};
 use super::ports::Observer;
-use crate::domain::ledger::{Change, Entry, Findings, Ledger, State, SurveyPolicy, Told, Twins, day_of};
+use crate::domain::ledger::{
+    Candidate, Change, Entry, Findings, Ledger, State, SurveyPolicy, Told, Twins, day_of,
+};
 use crate::domain::work::{OnReject, WorkItem};
 
 /// The work of a session.
@@ -95,16 +97,13 @@ impl Work {
                     self.durable_deletions
                         .push((Change::Put { uid: candidate.uid, entry }, candidate.number));
                 }
-                Some(Told::Fetch) | None => self.queue.push(Fetch {
-                    number: candidate.number,
-                    uid: Some(candidate.uid),
-                    hash: candidate.hash,
-                    size: sizes.get(&candidate.number).copied(),
-                    prior: candidate.prior,
-                    ambiguous: candidate.ambiguous,
-                    reused: reused.contains(&candidate.hash),
-                    to_postmaster: false,
-                }),
+                Some(Told::Fetch) | None => {
+                    let size = sizes.get(&candidate.number).copied();
+                    let fetch = Fetch::new(candidate.number, Some(candidate.uid), candidate.hash, size);
+                    let Candidate { prior, ambiguous, .. } = candidate;
+                    let reused = reused.contains(&fetch.hash);
+                    self.queue.push(Fetch { prior, ambiguous, reused, ..fetch });
+                }
             }
         }
         tally.counters.unseen = tally.counters.unseen.max(unseen);
@@ -114,19 +113,8 @@ impl Work {
         tally.counters.listed = tally.counters.listed.max(numbers.len() as u64);
         tally.counters.unseen = tally.counters.listed;
         self.without_uids = true;
-        self.queue = numbers
-            .iter()
-            .map(|number| Fetch {
-                number: *number,
-                uid: None,
-                hash: 0,
-                size: sizes.get(number).copied(),
-                prior: None,
-                ambiguous: false,
-                reused: false,
-                to_postmaster: false,
-            })
-            .collect();
+        self.queue =
+            numbers.iter().map(|number| Fetch::new(*number, None, 0, sizes.get(number).copied())).collect();
     }
 
     /// Takes out what is over the record's limits.
@@ -142,12 +130,14 @@ impl Work {
             let same = |suspect: &Fetch| {
                 suspect.uid == fetch.uid && (fetch.uid.is_some() || suspect.number == fetch.number)
             };
-            !plan.suspects.iter().any(|(suspect, _)| same(suspect))
+            let tried = fetch.uid.is_some() && !fetch.ambiguous && plan.tried.contains(&fetch.hash);
+            !tried && !plan.suspects.iter().any(|(suspect, _)| same(suspect))
         });
         if let Some(limit) = item.limits.message_size {
             let (fit, large): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue)
                 .into_iter()
-                .partition(|fetch| fetch.size.unwrap_or(0) <= limit);
+                // Who is owed a message gets it, as the others did.
+                .partition(|fetch| fetch.size.unwrap_or(0) <= limit || fetch.is_owed());
             self.queue = fit;
             for fetch in large {
                 self.refuse_large(fetch, limit, item, tally, observer, now);
@@ -173,7 +163,7 @@ impl Work {
         let why = format!("{size} octets are more than limits.messageSize allows ({limit})");
         let entry = |state| Entry { state, day: day_of(now), size, message_id: 0, digest: 0 };
         match (item.on_reject, fetch.uid.clone()) {
-            (OnReject::Postmaster, _) if item.postmaster.is_some() => {
+            (OnReject::Postmaster, _) if item.postmaster.is_some() || item.unified.is_some() => {
                 self.queue.push(Fetch { to_postmaster: true, ..fetch });
                 return;
             }

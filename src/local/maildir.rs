@@ -11,8 +11,10 @@ mod path;
 mod sweep;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -20,8 +22,11 @@ use self::batch::{Draft, Failure, Letter, Postmark};
 use self::path::folder;
 use self::sweep::Sweeper;
 use crate::domain::code::Code;
+use crate::domain::envelope::{Envelope, Mailbox};
 use crate::domain::wire::Piece;
-use crate::engine::ports::{Content, Courier, Job, MailSink, Outcome, Part, Route, Undelivered, Verdict};
+use crate::engine::ports::{
+    Content, Courier, Job, MailSink, Outcome, Part, Refusal, Route, Undelivered, Verdict,
+};
 
 /// Jobs that a courier's channel holds.
 const JOBS: usize = 64;
@@ -122,23 +127,22 @@ impl Post {
 
     async fn take(&self, job: Job, tasks: &mut JoinSet<()>) {
         let Job { id, envelope, content } = job;
-        let mut folders: Vec<_> = envelope
-            .recipients
-            .iter()
-            .map(|to| folder(&self.template, &to.address, self.mailbox.as_deref()))
-            .collect();
+        let (mut folders, verdicts) = self.folders(&envelope).await;
+        folders.sort_unstable();
         folders.dedup();
         for folder in &folders {
             self.sweeper.visit(folder);
         }
-        let recipients = envelope.recipients.len();
+        let nobody = folders.is_empty();
         let (report, reported) = oneshot::channel();
         let outcomes = self.outcomes.clone();
         let answer = move |result: Result<(), Failure>| {
-            let result =
-                result.map(|()| vec![Verdict::Accepted; recipients]).map_err(Failure::into_undelivered);
+            let result = result.map(|()| verdicts).map_err(Failure::into_undelivered);
             outcomes.send(Outcome { id, result }).ok();
         };
+        if nobody {
+            return answer(Ok(()));
+        }
         let Some(writer) = self.writer.clone() else {
             return answer(Err(Failure::unavailable(Code::ConfigInvalid, "the domain has no Maildir path")));
         };
@@ -177,11 +181,52 @@ impl Post {
     }
 }
 
+impl Post {
+    /// The folders that get a message, and what is said to each recipient. Who
+    /// was found in a message has a Maildir, or is none of ours: a header must
+    /// not make folders.
+    async fn folders(&self, envelope: &Envelope) -> (Vec<PathBuf>, Vec<Verdict>) {
+        let place = |to: &Mailbox| folder(&self.template, to, self.mailbox.as_deref());
+        let wanted: Vec<_> = envelope.recipients.iter().map(|to| place(&to.address)).collect();
+        let all = wanted.len();
+        if !envelope.await_recipients {
+            return (wanted, vec![Verdict::Accepted; all]);
+        }
+        let bases: Vec<_> =
+            envelope.recipients.iter().map(|to| base(&to.address).map(|to| place(&to))).collect();
+        let look = move || {
+            let there = |folder: &PathBuf| folder.join("new").is_dir() || folder.join("cur").is_dir();
+            let found = |(folder, base): (PathBuf, Option<PathBuf>)| {
+                [Some(folder), base].into_iter().flatten().find(there)
+            };
+            wanted.into_iter().zip(bases).map(found).collect()
+        };
+        let found: Vec<Option<PathBuf>> =
+            tokio::task::spawn_blocking(look).await.unwrap_or_else(|_| vec![None; all]);
+        let verdicts = found.iter().map(|found| match found {
+            Some(_) => Verdict::Accepted,
+            None => Verdict::Refused(Refusal {
+                code: 550,
+                text: Bytes::from_static(b"5.1.1 there is no Maildir of that name"),
+                at: "RCPT",
+            }),
+        });
+        let verdicts = verdicts.collect();
+        (found.into_iter().flatten().collect(), verdicts)
+    }
+}
+
+/// `user+detail@domain` without its detail.
+fn base(address: &Mailbox) -> Option<Mailbox> {
+    let (user, _) = address.local().split_once('+')?;
+    Mailbox::parse(&format!("{user}@{}", address.domain())).ok()
+}
+
 /// Writes a message to temporary files as it arrives. `None` when it ended
 /// without its end: the files are gone again then.
 async fn stream(
     mut parts: mpsc::Receiver<Part>,
-    folders: Vec<std::path::PathBuf>,
+    folders: Vec<PathBuf>,
     postmark: Arc<Postmark>,
 ) -> Result<Option<Vec<Draft>>, Failure> {
     let open = move || folders.iter().map(|folder| Draft::create(folder, &postmark)).collect();

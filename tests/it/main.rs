@@ -14,6 +14,7 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod bench;
 mod chaos;
 mod delivery;
 mod destination;
@@ -29,3 +30,4 @@ mod session;
 mod support;
 mod surroundings;
 mod uidl;
+mod unified;

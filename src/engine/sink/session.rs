@@ -9,6 +9,7 @@
 //! would be added to it. Without PIPELINING every step waits for its reply.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -385,7 +386,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     // ended before a reply has shown that it lives, lest its
                     // outcome be in doubt.
                     let doubtful = self.past == Past::Idle && self.heard == 0;
-                    if waits && transaction.chunked && (streamed || doubtful) {
+                    let early = transaction.chunked && (streamed || doubtful);
+                    if waits && (early || transaction.envelope.await_recipients) {
                         break;
                     }
                     if !waits && transaction.is_settled() {
@@ -568,14 +570,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             let sent = transaction.end.is_some_and(|end| written >= end);
             if transaction.is_settled() {
                 outcomes.push(Outcome { id: transaction.id, result: Ok(transaction.verdicts()) });
+            } else if transaction.has_delivered() {
+                // LMTP: some recipients have it, and must not get it again.
+                let doubt = (sent && !farewell).then(|| doubt(&lost.error));
+                outcomes.push(Outcome {
+                    id: transaction.id,
+                    result: Ok(transaction.verdicts_but(doubt.as_ref())),
+                });
             } else if transaction.aborted {
                 outcomes.push(Outcome { id: transaction.id, result: Err(Undelivered::Aborted) });
             } else if sent && !farewell {
-                let message = format!(
-                    "{} behind the end of the message: it may or may not have been delivered",
-                    lost.error
-                );
-                let result = Err(Undelivered::Unknown { message: message.into() });
+                let result = Err(Undelivered::Unknown { message: doubt(&lost.error) });
                 outcomes.push(Outcome { id: transaction.id, result });
             } else {
                 tasks.push(transaction.into_task());
@@ -583,4 +588,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         (outcomes, tasks)
     }
+}
+
+/// What to say of a message whose end was sent and not answered.
+fn doubt(error: &smtp::Error) -> Arc<str> {
+    format!("{error} behind the end of the message: it may or may not have been delivered").into()
 }

@@ -187,12 +187,27 @@ impl Transaction {
         (from..self.standing.len()).find(|&at| !matches!(self.standing.get(at), Some(Standing::Settled(_))))
     }
 
+    /// Whether the message is delivered to a recipient and the transaction not
+    /// over (LMTP).
+    pub(super) fn has_delivered(&self) -> bool {
+        self.standing.iter().any(|standing| matches!(standing, Standing::Settled(Verdict::Accepted)))
+    }
+
     pub(super) fn verdicts(&mut self) -> Vec<Verdict> {
+        self.verdicts_but(None)
+    }
+
+    /// The verdicts; those that were not heard are deferrals, or with `doubt`
+    /// unknown.
+    pub(super) fn verdicts_but(&mut self, doubt: Option<&Arc<str>>) -> Vec<Verdict> {
         std::mem::take(&mut self.standing)
             .into_iter()
-            .map(|standing| match standing {
-                Standing::Settled(verdict) => verdict,
-                Standing::Open | Standing::Accepted => Verdict::Deferred(local(451, "4.3.0 no reply", ".")),
+            .map(|standing| match (standing, doubt) {
+                (Standing::Settled(verdict), _) => verdict,
+                (Standing::Accepted, Some(message)) => Verdict::Unknown { message: Arc::clone(message) },
+                (Standing::Open | Standing::Accepted, _) => {
+                    Verdict::Deferred(local(451, "4.3.0 no reply", "."))
+                }
             })
             .collect()
     }

@@ -1,7 +1,7 @@
 //! Fetching, handing over, committing and deleting, all at once, on one
 //! session.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,21 +9,30 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::batch::Batch;
-use super::incoming::{Ended, EndedWay, Fetch, Incoming, Judgement, Outgoing, Rule, Taken};
+use super::incoming::{Ended, Entrusted, Fetch, Incoming, Judgement, Outgoing, Taken, UnifiedRules};
 use super::plan::{Plan, Tally};
-use super::ports::{Courier, Job, LedgerError, Observer, Outcome, Part, Stage, Via};
+use super::ports::{Job, LedgerError, Observer, Outcome, Part, Stage, Undelivered, Verdict};
 use super::report::{PollError, Scope};
+use super::route::Lanes;
+use super::standing::Desk;
 use crate::domain::code::Code;
 use crate::domain::envelope::Recipient;
 use crate::domain::ledger::{Ledger, Twins};
-use crate::domain::wire;
 use crate::domain::work::WorkItem;
 use crate::message::Trace;
 use crate::net::Stream;
-use crate::pop3::{Client, Command, Event, Reply, ResponseCode};
+use crate::pop3::{Client, Command, Event};
 
+mod copies;
+mod couriers;
 mod outcome;
+mod reading;
 mod trouble;
+mod unified;
+
+pub(super) use copies::Copies;
+pub(super) use couriers::Couriers;
+pub(super) use unified::knows_copies;
 
 /// RETRs under way at once, where the server announces PIPELINING.
 const WINDOW_MESSAGES: usize = 1024;
@@ -60,9 +69,11 @@ pub(super) struct Context<'a> {
     pub(super) recipient: Recipient,
     /// Who gets what `onReject: Postmaster` sends on.
     pub(super) postmaster: Option<Recipient>,
-    pub(super) via: Via,
+    pub(super) lanes: Lanes,
     pub(super) observer: &'a dyn Observer,
     pub(super) trace: Arc<Trace>,
+    /// This host, for notifications.
+    pub(super) host_name: Arc<str>,
     /// An empty ledger with the keys of the record's: that one may be out on a
     /// commit.
     pub(super) keys: Ledger,
@@ -82,12 +93,24 @@ pub(super) struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn judgement(&self, fetch: &Fetch) -> Judgement<'_> {
+    fn judgement<'b>(
+        &'b self,
+        fetch: &Fetch,
+        copies: Option<&'b Copies>,
+        away: &'b BTreeMap<usize, PollError>,
+    ) -> Judgement<'b> {
         let recipient = match &self.postmaster {
             Some(postmaster) if fetch.to_postmaster => postmaster,
             _ => &self.recipient,
         };
-        Judgement { keys: &self.keys, recipient, known: &self.known }
+        let unified = self.desk(away).map(|desk| UnifiedRules { desk, copies });
+        Judgement { keys: &self.keys, recipient, known: &self.known, unified }
+    }
+
+    /// Of a unified account.
+    fn desk<'b>(&'b self, away: &'b BTreeMap<usize, PollError>) -> Option<Desk<'b>> {
+        let unified = self.item.unified.as_deref()?;
+        Some(Desk { unified, lanes: &self.lanes, away, keys: &self.keys })
     }
 }
 
@@ -115,12 +138,19 @@ struct Handed {
     octets: u64,
     /// What of a streamed message is not known before its end.
     fetch: Fetch,
+    lane: usize,
+    /// Of a unified account.
+    unified: Option<Box<Entrusted>>,
 }
+
+/// What a courier says of a job.
+type Answer = Result<Vec<Verdict>, Undelivered>;
 
 pub(super) struct Transfer<'a> {
     context: Context<'a>,
     client: Client<Stream>,
-    courier: Courier,
+    couriers: Couriers<'a>,
+    copies: Option<Copies>,
     batch: &'a mut Batch,
     plan: &'a mut Plan,
     tally: &'a mut Tally,
@@ -133,6 +163,8 @@ pub(super) struct Transfer<'a> {
     out: Outgoing,
     ready: VecDeque<(Job, Handed)>,
     handed: HashMap<u64, Handed>,
+    /// Answers of unified accounts to streams that are not at their end yet.
+    early: HashMap<u64, (Handed, Answer)>,
     held_octets: u64,
     /// Fetched in vain: to be fetched again, singly.
     again: Vec<Fetch>,
@@ -140,7 +172,9 @@ pub(super) struct Transfer<'a> {
     deletions: VecDeque<u32>,
     deletes_sent: usize,
     next_id: u64,
-    bad_streak: (u32, u32),
+    /// For each lane, refusals for now and for good with no acceptance between
+    /// them.
+    bad_streaks: Vec<(u32, u32)>,
     failed: Option<PollError>,
     stopping: bool,
     in_step: bool,
@@ -158,16 +192,19 @@ impl<'a> Transfer<'a> {
     pub(super) fn new(
         context: Context<'a>,
         client: Client<Stream>,
-        courier: Courier,
+        couriers: Couriers<'a>,
+        copies: Option<Copies>,
         batch: &'a mut Batch,
         plan: &'a mut Plan,
         tally: &'a mut Tally,
     ) -> Self {
         let fetched_before = tally.counters.fetched;
+        let bad_streaks = vec![(0, 0); context.lanes.count()];
         Self {
             context,
             client,
-            courier,
+            couriers,
+            copies,
             batch,
             plan,
             tally,
@@ -180,13 +217,14 @@ impl<'a> Transfer<'a> {
             out: Outgoing::default(),
             ready: VecDeque::new(),
             handed: HashMap::new(),
+            early: HashMap::new(),
             held_octets: 0,
             again: Vec::new(),
             draining: false,
             deletions: VecDeque::new(),
             deletes_sent: 0,
             next_id: 0,
-            bad_streak: (0, 0),
+            bad_streaks,
             failed: None,
             stopping: false,
             in_step: true,
@@ -258,12 +296,17 @@ impl<'a> Transfer<'a> {
             let keep_alive = self.client.in_flight() == 0;
             let (stopping, until) = (self.stopping, self.context.until);
             let (draining, drained_by) = (self.draining, self.heard + DRAIN);
-            let Self { client, courier, batch, out, ready, handed, .. } = &mut *self;
+            let lane = self.ready.front().map(|(_, handed)| handed.lane).filter(|_| room > 0);
+            if let Some(lane) = lane {
+                self.couriers.open(lane);
+            }
+            let Self { client, couriers, batch, out, ready, handed, .. } = &mut *self;
+            let Couriers { jobs, outcomes, .. } = couriers;
             let step = tokio::select! {
                 biased;
-                outcome = courier.outcomes.recv() => outcome.map_or(Step::CourierGone, Step::Outcome),
+                outcome = outcomes.recv() => outcome.map_or(Step::CourierGone, Step::Outcome),
                 committed = batch.committed(), if batch.is_running() => Step::Committed(committed),
-                permit = courier.jobs.reserve(), if room > 0 && !ready.is_empty() => {
+                permit = jobs.reserve(lane.unwrap_or_default()), if lane.is_some() => {
                     match (permit, ready.pop_front()) {
                         (Ok(permit), Some((job, message))) => {
                             handed.insert(job.id, message);
@@ -404,215 +447,6 @@ impl<'a> Transfer<'a> {
             || (self.in_flight.len() < WINDOW_MESSAGES && self.in_flight_octets < WINDOW_OCTETS)
     }
 
-    async fn on_event(&mut self, event: Event) -> Result<Option<End>, PollError> {
-        self.heard = Instant::now();
-        match event {
-            Event::Begin { .. } => {
-                if let Some(end) = self.confirm().await? {
-                    return Ok(Some(end));
-                }
-                let Some(fetch) = self.in_flight.front().cloned() else {
-                    return Err(internal("a message begins that was not asked for"));
-                };
-                let id = self.next_id;
-                self.next_id += 1;
-                self.retrieved += 1;
-                let mut incoming =
-                    Incoming::new(id, fetch, Arc::clone(&self.context.trace), &self.context.keys);
-                if self.draining || self.failed.is_some() {
-                    incoming.discard();
-                }
-                self.current = Some(incoming);
-            }
-            Event::Data(piece) => {
-                self.tally.counters.bytes += piece.bytes.len() as u64;
-                if let Some(current) = &mut self.current {
-                    let before = current.held_octets();
-                    let judge = self.context.judgement(&current.fetch);
-                    let job = current.push(piece, &judge, &mut self.out);
-                    self.held_octets = self.held_octets + current.held_octets() - before;
-                    if current.is_endless(self.context.item.limits.message_size) {
-                        return self.on_endless().map(Some);
-                    }
-                    if let Some(job) = job {
-                        let handed = Handed { taken: None, octets: 0, fetch: current.fetch.clone() };
-                        self.ready.push_back((job, handed));
-                    }
-                }
-            }
-            Event::End(end) => self.on_end(end.tally).await?,
-            Event::Reply { command, reply } => return self.on_reply(command, &reply).await,
-        }
-        if self.out_of_step() {
-            self.give_up_message("the server is out of step").map(Some)
-        } else {
-            Ok(None)
-        }
-    }
-
-    /// In careful fetching nothing may follow a message unasked.
-    fn out_of_step(&self) -> bool {
-        self.plan.careful
-            && self.unconfirmed.is_some()
-            && self.confirmations_due == 0
-            && self.client.unsolicited()
-    }
-
-    async fn on_end(&mut self, tally: wire::Tally) -> Result<(), PollError> {
-        let (Some(current), Some(fetch)) = (self.current.take(), self.in_flight.pop_front()) else {
-            return Err(internal("a message ends that did not begin"));
-        };
-        self.in_flight_octets = self.in_flight_octets.saturating_sub(fetch.size.unwrap_or(0));
-        let held = current.held_octets();
-        if self.draining {
-            self.again.push(fetch);
-            return Ok(());
-        }
-        let octets = tally.octets;
-        let agrees = fetch.size.is_some_and(|size| tally.agrees_with(size));
-        if !agrees && !self.plan.careful {
-            tracing::debug!(record = %self.context.item.key, number = fetch.number, size = fetch.size, octets,
-                "size differs from LIST: fetching singly");
-            self.held_octets -= held;
-            self.abort_stream(&current);
-            self.draining = true;
-            self.again.push(fetch);
-            return Ok(());
-        }
-        let judge = self.context.judgement(&fetch);
-        self.held_octets -= held;
-        let ended = current.end(octets, &judge);
-        if let EndedWay::Whole(job) = &ended.way {
-            self.held_octets += job.envelope.size.unwrap_or(0);
-        }
-        self.unconfirmed = Some(ended);
-        if self.plan.careful && fetch.size.is_some_and(|size| octets < size) {
-            // A short copy is what an unstuffed dot leaves behind: its rest is
-            // given a moment to show itself.
-            let quiet = self.client.quiet(Duration::from_millis(20)).await;
-            if !matches!(quiet, Ok(true)) {
-                self.confirmations_due = 0;
-            }
-        }
-        Ok(())
-    }
-
-    async fn on_reply(&mut self, command: Command, reply: &Reply) -> Result<Option<End>, PollError> {
-        match command {
-            Command::Noop if self.confirmations_due > 0 => {
-                self.confirmations_due -= 1;
-                if self.plan.careful && !reply.is_ok() {
-                    return self.give_up_message("the server is out of step").map(Some);
-                }
-                if self.confirmations_due == 0 {
-                    if self.plan.careful && self.client.unsolicited() {
-                        return self.give_up_message("the server is out of step").map(Some);
-                    }
-                    return self.confirm().await;
-                }
-            }
-            Command::Retr(_) => {
-                if let Some(end) = self.confirm().await? {
-                    return Ok(Some(end));
-                }
-                if let Some(fetch) = self.in_flight.pop_front() {
-                    self.in_flight_octets = self.in_flight_octets.saturating_sub(fetch.size.unwrap_or(0));
-                    let why = format!("the server refused to hand it over: {reply}");
-                    if self.draining {
-                        self.again.push(fetch);
-                    } else if matches!(reply.code, Some(ResponseCode::SysTemp | ResponseCode::InUse)) {
-                        self.plan.busy.push((fetch, why));
-                    } else {
-                        self.quarantine(&fetch, "retrieve", &why, None);
-                    }
-                }
-            }
-            Command::Dele(_) => {
-                if reply.is_ok() {
-                    self.deleted += 1;
-                }
-                return self.confirm().await;
-            }
-            _ => return self.confirm().await,
-        }
-        Ok(None)
-    }
-
-    /// The next reply has begun: the message before it is whole.
-    async fn confirm(&mut self) -> Result<Option<End>, PollError> {
-        if self.confirmations_due > 0 {
-            return Ok(None);
-        }
-        let Some(Ended { mut taken, way }) = self.unconfirmed.take() else { return Ok(None) };
-        self.tally.counters.fetched += 1;
-        self.judge_suspects();
-        self.context.observer.fetched(&self.context.item.key, taken.octets);
-        let whole = matches!(way, EndedWay::Whole(_) | EndedWay::Streamed(..));
-        let looked = whole || (taken.fetch.ambiguous && matches!(way, EndedWay::Ruled(..)));
-        let known = looked && self.is_known(&mut taken).await?;
-        match way {
-            EndedWay::Whole(job) => {
-                let octets = job.envelope.size.unwrap_or(0);
-                if known {
-                    self.held_octets -= octets;
-                } else {
-                    let fetch = taken.fetch.clone();
-                    self.ready.push_back((job, Handed { taken: Some(taken), octets, fetch }));
-                }
-            }
-            EndedWay::Streamed(id, sender) => {
-                if known {
-                    self.out.withdraw(&sender);
-                } else {
-                    let waiting =
-                        self.ready.iter_mut().find(|(job, _)| job.id == id).map(|(_, handed)| handed);
-                    if let Some(handed) = self.handed.get_mut(&id).or(waiting) {
-                        handed.taken = Some(taken);
-                        self.out.push(&sender, Part::End);
-                    }
-                }
-            }
-            EndedWay::Ruled(..) if known => {}
-            EndedWay::Ruled(Rule::KnownMessageId, _) => self.suppress(&taken),
-            EndedWay::Ruled(Rule::Loop, why) => self.refuse(&taken.fetch, Some(&taken), "loop", &why, true),
-            EndedWay::Void => {}
-        }
-        Ok(None)
-    }
-
-    fn on_courier_gone(&mut self) {
-        self.handed.clear();
-        self.fail(Code::Internal, "the delivery ended before its messages did");
-    }
-
-    fn on_stream_gone(&mut self, sender: &mpsc::Sender<Part>) {
-        if let Some(current) = &mut self.current
-            && current.stream().is_some_and(|stream| stream.same_channel(sender))
-        {
-            current.discard();
-        }
-    }
-
-    fn abort_stream(&mut self, current: &Incoming) {
-        if let Some(sender) = current.stream() {
-            self.out.withdraw(sender);
-        }
-        let id = current.id;
-        self.ready.retain(|(job, _)| job.id != id);
-    }
-
-    /// Gives up what was not confirmed: nothing of it is delivered.
-    fn abandon_unconfirmed(&mut self) {
-        for ended in
-            [self.current.take().and_then(|current| current.stream().cloned()), None].into_iter().flatten()
-        {
-            self.out.withdraw(&ended);
-        }
-        if let Some(Ended { way: EndedWay::Streamed(_, sender), .. }) = self.unconfirmed.take() {
-            self.out.withdraw(&sender);
-        }
-    }
-
     /// QUIT: only now the deletions happen.
     async fn leave(&mut self) {
         if self.context.expires_at_once && self.retrieved > self.settled {
@@ -641,7 +475,7 @@ impl<'a> Transfer<'a> {
 /// A session that is cut off has heard what was said of its messages by then.
 impl Drop for Transfer<'_> {
     fn drop(&mut self) {
-        while let Ok(outcome) = self.courier.outcomes.try_recv() {
+        while let Some(outcome) = self.couriers.outcomes.try_recv() {
             self.on_outcome(outcome);
         }
     }

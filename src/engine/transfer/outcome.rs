@@ -4,7 +4,8 @@
 use super::super::incoming::{Fetch, Taken};
 use super::super::ports::{LedgerError, Outcome, Undelivered, Verdict};
 use super::super::report::{PollError, Scope};
-use super::{DEFERRALS, Handed, REFUSALS, Transfer, ledger_error};
+use super::super::standing::Standing;
+use super::{Answer, DEFERRALS, Handed, REFUSALS, Transfer, ledger_error};
 use crate::domain::code::Code;
 use crate::domain::ledger::{Action, Change, Entry, State, Twin, day_of};
 use crate::domain::text::shown;
@@ -46,7 +47,7 @@ impl Transfer<'_> {
         }
     }
 
-    async fn is_known_without_uid(&mut self, taken: &Taken) -> Result<bool, PollError> {
+    async fn is_known_without_uid(&mut self, taken: &mut Taken) -> Result<bool, PollError> {
         while self.batch.is_running() {
             match self.batch.committed().await {
                 Ok(numbers) => self.deletions.extend(numbers),
@@ -54,9 +55,14 @@ impl Transfer<'_> {
             }
         }
         let hash = self.context.keys.hash(&taken.fetch.uid_of(taken.digest));
-        let known = self.batch.ledger().is_some_and(|ledger| {
-            ledger.entries(hash).any(|entry| matches!(entry.state, State::Kept | State::Deleting))
-        });
+        let Some(ledger) = self.batch.ledger() else { return Ok(false) };
+        let mut known = false;
+        for entry in ledger.entries(hash) {
+            known |= matches!(entry.state, State::Kept | State::Deleting);
+            if matches!(entry.state, State::Owed { .. }) {
+                taken.fetch.prior = Some(Box::new(entry));
+            }
+        }
         if known {
             self.suppress(taken);
         }
@@ -71,14 +77,21 @@ impl Transfer<'_> {
     }
 
     /// The message is done with: kept or deleted, as the record says.
-    fn settle_message(&mut self, fetch: &Fetch, taken: Option<&Taken>) {
+    pub(super) fn settle_message(&mut self, fetch: &Fetch, taken: Option<&Taken>) {
         self.settled += 1;
         let leave = self.context.item.leave;
         let state = if leave { State::Kept } else { State::Deleting };
         self.put(fetch, taken, state, (!leave).then_some(fetch.number));
     }
 
-    fn put(&mut self, fetch: &Fetch, taken: Option<&Taken>, state: State, delete: Option<u32>) {
+    /// Tells the ledger what became of a message; what it is told.
+    pub(super) fn put(
+        &mut self,
+        fetch: &Fetch,
+        taken: Option<&Taken>,
+        state: State,
+        delete: Option<u32>,
+    ) -> Entry {
         let digest = taken.map_or(0, |taken| taken.digest);
         if state == State::Deleting {
             self.plan.undeleted.insert(fetch.hash);
@@ -90,73 +103,120 @@ impl Transfer<'_> {
             message_id: taken.map_or(0, |taken| taken.message_id),
             digest,
         };
-        if (fetch.prior.is_some() && !fetch.ambiguous) || fetch.reused {
+        if ((fetch.prior.is_some() && !fetch.ambiguous) || fetch.reused) && fetch.uid.is_some() {
             // Some servers serve other octets at each retrieval: an earlier
             // try must not stay beside this one.
-            self.batch.add_outcome(Change::Forget { hash: fetch.hash }, None);
+            self.batch.add_beside(Change::Forget { hash: fetch.hash });
         }
-        self.batch.add_outcome(Change::Put { uid: fetch.uid_of(digest), entry }, delete);
+        self.batch.add_outcome(Change::Put { uid: fetch.uid_of(digest), entry: entry.clone() }, delete);
+        entry
     }
 
     pub(super) fn on_outcome(&mut self, outcome: Outcome) {
         let Some(handed) = self.handed.remove(&outcome.id) else { return };
         self.held_octets -= handed.octets;
-        let Handed { taken, fetch, .. } = handed;
-        match outcome.result {
+        if handed.unified.is_some() {
+            self.on_unified(outcome.id, handed, outcome.result);
+        } else {
+            self.on_plain(handed, outcome.result);
+        }
+    }
+
+    fn on_plain(&mut self, handed: Handed, answer: Answer) {
+        let Handed { taken, fetch, lane, .. } = handed;
+        // What goes to the postmaster instead is no standstill.
+        let sent_on = self.context.item.on_reject == OnReject::Postmaster
+            && self.context.postmaster.is_some()
+            && !fetch.to_postmaster
+            && matches!(&answer, Ok(verdicts) if matches!(verdicts.first(), Some(Verdict::Refused(_))));
+        if !sent_on {
+            self.learn(lane, &answer, true);
+        }
+        match answer {
             Ok(verdicts) => match verdicts.into_iter().next() {
                 Some(Verdict::Accepted) => {
-                    self.bad_streak = (0, 0);
                     self.tally.counters.delivered += 1;
-                    self.context.observer.delivered(&self.context.item.key, self.context.via);
+                    self.context.observer.delivered(&self.context.item.key, self.context.lanes.via(lane));
                     self.settle_message(&fetch, taken.as_ref());
                 }
                 Some(Verdict::Deferred(refusal)) => {
                     self.tally.counters.deferred += 1;
                     self.tally.note(&format!("refused for now: {refusal}"));
-                    self.bad_streak.0 += 1;
-                    if self.bad_streak.0 >= DEFERRALS {
-                        self.fail(
-                            Code::DestinationUnavailable,
-                            &format!("the destination refuses for now: {refusal}"),
-                        );
-                    }
                 }
                 Some(Verdict::Refused(refusal)) => {
                     // Only a word on the content may cost the message: what is
                     // refused earlier may be a typing error in a manifest.
                     let content = refusal.at == "." || refusal.code == 552;
-                    let queued = self.queue.len();
                     self.refuse(&fetch, taken.as_ref(), "destination", &refusal.to_string(), content);
-                    // What goes to the postmaster instead is no standstill.
-                    let sent_on = self.queue.len() > queued;
-                    if matches!(refusal.at, "MAIL" | "RCPT") && !sent_on {
-                        self.bad_streak.1 += 1;
-                        if self.bad_streak.1 >= REFUSALS {
-                            self.fail(
-                                Code::MessageRejected,
-                                &format!("the destination refuses this account's mail: {refusal}"),
-                            );
-                        }
-                    }
                 }
+                Some(Verdict::Unknown { message }) => self.on_uncertain(&fetch, taken.as_ref(), &message),
                 None => {}
             },
-            Err(Undelivered::Unavailable { code, message }) => self.fail(code, &message),
-            Err(Undelivered::Unknown { message }) => {
-                self.context.observer.uncertain(&self.context.item.key);
-                if fetch.was_uncertain() || fetch.attempts() > 0 {
-                    self.quarantine(&fetch, "uncertain", &message, taken.as_ref());
-                } else {
-                    self.tally.counters.deferred += 1;
-                    self.tally.note(&message);
-                    self.put(&fetch, taken.as_ref(), State::Uncertain, None);
-                }
-                self.bad_streak.0 += 1;
-                if self.bad_streak.0 >= DEFERRALS {
-                    self.fail(Code::DestinationUnavailable, &message);
+            Err(Undelivered::Unknown { message }) => self.on_uncertain(&fetch, taken.as_ref(), &message),
+            Err(Undelivered::Unavailable { .. } | Undelivered::Aborted) => {}
+        }
+    }
+
+    /// Nobody knows whether it was delivered: it is tried once more.
+    pub(super) fn on_uncertain(&mut self, fetch: &Fetch, taken: Option<&Taken>, message: &str) {
+        if fetch.was_uncertain() || fetch.attempts() > 0 {
+            self.quarantine(fetch, "uncertain", message, taken);
+        } else {
+            self.tally.counters.deferred += 1;
+            self.tally.note(message);
+            self.put(fetch, taken, State::Uncertain, None);
+        }
+    }
+
+    /// What an answer says about the destination itself. With `alone` there
+    /// was one recipient, and its refusal says something about all messages.
+    pub(super) fn learn(&mut self, lane: usize, answer: &Answer, alone: bool) {
+        let Some(streak) = self.bad_streaks.get_mut(lane) else { return };
+        let (code, message) = match answer {
+            Ok(verdicts) if verdicts.contains(&Verdict::Accepted) => {
+                *streak = (0, 0);
+                return;
+            }
+            Ok(verdicts) => {
+                let deferred = verdicts.iter().find_map(|verdict| match verdict {
+                    Verdict::Deferred(refusal) => Some(format!("the destination refuses for now: {refusal}")),
+                    Verdict::Unknown { message } => Some(message.to_string()),
+                    Verdict::Accepted | Verdict::Refused(_) => None,
+                });
+                let refused = verdicts.iter().find_map(|verdict| match verdict {
+                    Verdict::Refused(refusal) if refusal.at == "MAIL" || (alone && refusal.at == "RCPT") => {
+                        Some(format!("the destination refuses this account's mail: {refusal}"))
+                    }
+                    _ => None,
+                });
+                streak.0 += u32::from(deferred.is_some());
+                streak.1 += u32::from(deferred.is_none() && refused.is_some());
+                match (deferred, refused) {
+                    (Some(message), _) if streak.0 >= DEFERRALS => (Code::DestinationUnavailable, message),
+                    (None, Some(message)) if streak.1 >= REFUSALS => (Code::MessageRejected, message),
+                    _ => return,
                 }
             }
-            Err(Undelivered::Aborted) => {}
+            Err(Undelivered::Unavailable { code, message }) => (*code, message.to_string()),
+            Err(Undelivered::Unknown { message }) => {
+                self.context.observer.uncertain(&self.context.item.key);
+                streak.0 += 1;
+                if streak.0 < DEFERRALS {
+                    return;
+                }
+                (Code::DestinationUnavailable, message.to_string())
+            }
+            Err(Undelivered::Aborted) => return,
+        };
+        self.lose(lane, code, &message);
+    }
+
+    /// A lane's destination gets nothing more in this poll.
+    fn lose(&mut self, lane: usize, code: Code, message: &str) {
+        if self.context.lanes.count() > 1 {
+            self.lose_one(lane, code, message);
+        } else {
+            self.fail(code, message);
         }
     }
 
@@ -176,6 +236,7 @@ impl Transfer<'_> {
                 self.tally.note(why);
                 self.context.observer.rejected(&item.key, reason);
                 self.settle_message(fetch, taken);
+                self.yield_to_copy(fetch);
             }
             OnReject::Postmaster if !fetch.to_postmaster && self.context.postmaster.is_some() => {
                 self.tally.counters.rejected += 1;
@@ -206,15 +267,29 @@ impl Transfer<'_> {
         self.tally.counters.in_quarantine += 1;
         self.tally.note(why);
         tracing::warn!(record = %self.context.item.key, number = fetch.number, reason, "message set aside: {why}");
+        if fetch.uid.is_some() {
+            let state = self.set_aside(fetch, why);
+            self.put(fetch, taken, state, None);
+        }
+        self.yield_to_copy(fetch);
+    }
+
+    /// How the ledger remembers a message that is set aside. One that has
+    /// reached somebody stays owed to the others.
+    fn set_aside(&self, fetch: &Fetch, why: &str) -> State {
+        if self.context.item.unified.is_some() {
+            let mut standing: Standing = fetch.standing();
+            standing.set_aside(why);
+            if let Some(owed) = standing.at_last(self.context.now) {
+                return owed;
+            }
+        }
         let attempts = fetch.attempts().saturating_add(1);
         let wait = 900_i64 << u32::from(attempts.min(8) - 1).min(7);
-        let state = State::Quarantined {
+        State::Quarantined {
             attempts,
             next_try: self.context.now + wait.min(86_400),
             reason: shown(why.as_bytes()).into(),
-        };
-        if fetch.uid.is_some() {
-            self.put(fetch, taken, state, None);
         }
     }
 
@@ -243,9 +318,9 @@ impl Transfer<'_> {
             // deadlines of its own for everything else.
             while !self.ready.is_empty() && self.batch.room(self.handed.len()) > 0 {
                 let Some((job, handed)) = self.ready.pop_front() else { break };
-                let id = job.id;
+                let (id, lane) = (job.id, handed.lane);
                 self.handed.insert(id, handed);
-                if self.courier.jobs.send(job).await.is_err() {
+                if self.couriers.send(lane, job).await.is_err() {
                     self.on_courier_gone();
                 }
             }
@@ -256,10 +331,10 @@ impl Transfer<'_> {
             if idle && self.batch.uncommitted() == 0 {
                 return Ok(());
             }
-            let Self { courier, batch, out, .. } = self;
+            let Self { couriers, batch, out, .. } = self;
             tokio::select! {
                 biased;
-                outcome = courier.outcomes.recv() => match outcome {
+                outcome = couriers.outcomes.recv() => match outcome {
                     Some(outcome) => self.on_outcome(outcome),
                     None => self.on_courier_gone(),
                 },

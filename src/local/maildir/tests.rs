@@ -35,7 +35,14 @@ fn job(id: u64, to: &[&str], content: Content) -> Job {
     let sender = ReversePath::default();
     Job {
         id,
-        envelope: Envelope { sender, recipients, size: None, utf8_header: false, envid: None },
+        envelope: Envelope {
+            sender,
+            recipients,
+            size: None,
+            utf8_header: false,
+            envid: None,
+            await_recipients: false,
+        },
         content,
     }
 }
@@ -244,4 +251,45 @@ async fn durable_messages_a_second() {
         let rate = f64::from(couriers) * each as f64 / took.as_secs_f64();
         println!("{couriers} couriers, {each} messages each: {rate:.0} messages/s ({took:?})");
     }
+}
+
+/// A forged header must not make folders.
+#[tokio::test]
+async fn who_was_found_in_a_message_has_a_maildir_or_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let template = root.path().join("{local}").display().to_string();
+    let sink = MaildirSink::new("h");
+    let found = |id, to: &[&str], content| {
+        let mut job = job(id, to, content);
+        job.envelope.await_recipients = true;
+        job
+    };
+    deliver(sink.open(route(&template, None)), vec![job(0, &["a@b", "c@b"], whole("x: y\n"))]).await;
+    let to = ["a@b", "nobody@b", "a+tag@b", "c+x@b", "no+tag@b"];
+    let outcomes = deliver(
+        sink.open(route(&template, None)),
+        vec![found(1, &to, whole("x: y\n")), found(2, &["nobody@b"], whole("x: y\n"))],
+    )
+    .await;
+    let codes = |outcome: &Outcome| {
+        let verdicts = outcome.result.as_ref().unwrap().iter();
+        let code = |verdict: &Verdict| match verdict {
+            Verdict::Accepted => (250, ""),
+            Verdict::Refused(refusal) => (refusal.code, refusal.at),
+            other => panic!("{other:?}"),
+        };
+        verdicts.map(code).collect::<Vec<_>>()
+    };
+    let (yes, no) = ((250, ""), (550, "RCPT"));
+    assert_eq!(codes(&outcomes[0]), [yes, no, yes, yes, no]);
+    assert_eq!(codes(&outcomes[1]), [no]);
+    // And a stream that nobody takes is not read.
+    let Courier { jobs, mut outcomes } = sink.open(route(&template, None));
+    let (parts, content) = mpsc::channel(1);
+    jobs.send(found(3, &["nobody@b"], Content::Stream(content))).await.unwrap();
+    assert_eq!(codes(&outcomes.recv().await.unwrap()), [no]);
+    parts.closed().await;
+    assert_eq!(files(root.path()).len(), 2, "no folder is made");
+    assert_eq!(files(&root.path().join("a/new")).len(), 2, "one copy a folder and message");
+    assert_eq!(files(&root.path().join("c/new")).len(), 2);
 }

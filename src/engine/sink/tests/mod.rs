@@ -6,6 +6,7 @@ mod floor;
 mod lanes;
 mod network;
 mod protocol;
+mod recipients;
 mod tls_and_auth;
 mod transcripts;
 
@@ -506,6 +507,7 @@ pub(super) fn envelope(from: &str, to: &[&str]) -> Envelope {
         size: None,
         utf8_header: false,
         envid: None,
+        await_recipients: false,
     }
 }
 
@@ -555,6 +557,7 @@ pub(super) fn code_of(verdict: &Verdict) -> (u16, &'static str) {
     match verdict {
         Verdict::Accepted => (250, ""),
         Verdict::Deferred(refusal) | Verdict::Refused(refusal) => (refusal.code, refusal.at),
+        Verdict::Unknown { message } => panic!("{message}"),
     }
 }
 

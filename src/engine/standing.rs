@@ -1,0 +1,454 @@
+//! The recipients of a unified account's message: who gets it by which way,
+//! what became of them, and what is to be done next. Pure.
+//!
+//! ```text
+//!   header --address--> recipients of one destination --hear--> verdicts
+//!             ^                                                    |
+//!             +----------- Again (the next destination) <--next----+
+//!                          Notify, Postmaster, Reject, Settle, Owe, Wait
+//! ```
+//! A message takes one turn of this for each destination.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use super::ports::{Refusal, Verdict, Via};
+use super::report::PollError;
+use super::route::{Lanes, MAIN};
+use crate::domain::envelope::{Mailbox, Notify, Recipient};
+use crate::domain::ledger::{Entry, Ledger, State};
+use crate::domain::text::shown;
+use crate::domain::work::{Special, Unified};
+use crate::message::{Addressees, Refused};
+
+/// Maildirs that one retrieval fills: each has an open file until its end.
+const MOST_MAILDIRS: usize = 64;
+
+/// What stands fast while recipients are looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Desk<'a> {
+    pub(super) unified: &'a Unified,
+    pub(super) lanes: &'a Lanes,
+    /// Destinations that get nothing more in this poll.
+    pub(super) away: &'a BTreeMap<usize, PollError>,
+    pub(super) keys: &'a Ledger,
+}
+
+/// Which way an address goes.
+enum Way {
+    Lane(usize),
+    /// It is no domain of ours, and those do not count.
+    Foreign,
+    /// It is no domain of ours, and there is no queue to put it in.
+    Unqueued,
+}
+
+impl Desk<'_> {
+    fn way(&self, address: &Mailbox) -> Way {
+        match self.unified.place_of(address.domain()) {
+            Some(place) => Way::Lane(self.lanes.of_place(place)),
+            None if !self.unified.relay_foreign || self.unified.special == Special::Addressees => {
+                Way::Foreign
+            }
+            None if self.lanes.via(MAIN) == Via::Smtp => Way::Lane(MAIN),
+            None => Way::Unqueued,
+        }
+    }
+
+    /// Whether a lane gets nothing more.
+    pub(super) fn is_away(&self, lane: usize) -> bool {
+        self.away.contains_key(&lane)
+    }
+
+    /// Recipients in the form that suits their lane. Who a header names is to
+    /// be told of failures; who it merely mentions did not ask us.
+    pub(super) fn recipients(&self, lane: usize, sent: &[Sent]) -> Vec<Recipient> {
+        let notify = match (&self.unified.special, self.lanes.via(lane)) {
+            (Special::Header(_), Via::Smtp) => Notify::Failure,
+            (Special::Addressees, Via::Smtp) => Notify::Never,
+            _ => Notify::Unsaid,
+        };
+        sent.iter().map(|to| Recipient { address: to.address.clone(), notify }).collect()
+    }
+}
+
+/// A recipient of a hand-over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sent {
+    /// See [`Ledger::recipient`].
+    pub(super) hash: u64,
+    pub(super) address: Mailbox,
+}
+
+/// Who is to get a message now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// These, by this lane.
+    Recipients(usize, Vec<Sent>),
+    /// The postmaster of the Main Domain, and why.
+    Postmaster(&'static str),
+    /// Nobody; [`Standing::next`] says what is to be done.
+    Nobody,
+}
+
+/// What is to be done with a message next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Retrieve it again, for further recipients.
+    Again,
+    /// Tell the sender who was refused for good.
+    Notify,
+    /// Send it to the postmaster of the Main Domain: it is for nobody here.
+    Postmaster,
+    /// Treat it as the record says; with `true` it was the content that was
+    /// refused.
+    Reject(Refusal, bool),
+    /// Nobody knows whether it was delivered.
+    Uncertain(Arc<str>),
+    /// All is done.
+    Settle,
+    /// Some of it is done: the ledger says whom it is owed.
+    Owe,
+    /// Nothing is done: a later poll begins anew.
+    Wait,
+}
+
+/// A recipient still to be tried; the lane is not known where only the ledger
+/// names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pending {
+    hash: u64,
+    lane: Option<usize>,
+}
+
+/// What has become of a message's recipients in this poll and, as far as the
+/// ledger knows, before.
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
+pub(super) struct Standing {
+    /// Still to be tried; `None`: whoever the header names.
+    to: Option<Vec<Pending>>,
+    /// Owed, and not tried again in this poll.
+    later: Vec<u64>,
+    /// Refused for good, of which nobody was told yet.
+    refused: Vec<(u64, Refused)>,
+    /// The first refusal of what the message holds (`*`).
+    spurned: Option<Refusal>,
+    /// The first refusal that is about neither the recipients nor the content.
+    turned_away: Option<Refusal>,
+    /// An answer was lost.
+    uncertain: Option<Arc<str>>,
+    /// Somebody has accepted it.
+    pub(super) reached: bool,
+    /// The sender was told who was refused.
+    told: bool,
+    /// Something need not be done again.
+    settled: bool,
+    /// Somebody of `later` was tried in this poll.
+    tried: bool,
+    /// A destination said "not now".
+    pub(super) deferred: bool,
+    /// Tries before this poll.
+    attempts: u16,
+    /// Why it is owed.
+    why: Option<String>,
+    /// What the ledger knows it by, once it was retrieved.
+    pub(super) digest: Option<u64>,
+    /// Its own copies are told by this; it is no copy itself.
+    pub(super) copy: Option<(u64, u64)>,
+    /// It was retrieved before in this session.
+    pub(super) retrieved: bool,
+    /// It is for the postmaster, whose destination is away.
+    stranded: bool,
+}
+
+impl Standing {
+    /// Of a message that the ledger knows so.
+    pub(super) fn of(prior: Option<&Entry>) -> Self {
+        let Some(State::Owed { attempts, to, reached, reason, .. }) = prior.map(|entry| &entry.state) else {
+            return Self::default();
+        };
+        Self {
+            to: Some(to.iter().map(|hash| Pending { hash: *hash, lane: None }).collect()),
+            reached: *reached,
+            settled: true,
+            attempts: *attempts,
+            why: Some(reason.to_string()),
+            ..Self::default()
+        }
+    }
+
+    /// Chooses who is to get the message now, by what its header says: as many
+    /// of those still to be tried as one destination serves.
+    pub(super) fn address(&mut self, desk: &Desk<'_>, found: Option<&Addressees>, cut: bool) -> Aim {
+        let wanted = self.to.replace(Vec::new());
+        let more = found.is_some_and(|found| found.more);
+        if wanted.is_none() && (cut || more) {
+            return Aim::Postmaster(if cut {
+                "its header is too long to be sure of all recipients"
+            } else {
+                "its header names too many recipients"
+            });
+        }
+        let wanted: Option<HashSet<u64>> =
+            wanted.map(|wanted| wanted.iter().map(|pending| pending.hash).collect());
+        let mut seen = HashSet::new();
+        let mut pending = Vec::new();
+        for address in found.into_iter().flat_map(|found| &found.found) {
+            let hash = desk.keys.recipient(address);
+            let counts = wanted.as_ref().is_none_or(|wanted| wanted.contains(&hash));
+            if !counts || !seen.insert(hash) {
+                continue;
+            }
+            match desk.way(address) {
+                Way::Lane(lane) if desk.is_away(lane) => self.later.push(hash),
+                Way::Lane(lane) => pending.push((lane, Sent { hash, address: address.clone() })),
+                Way::Unqueued => self.refused.push((hash, unqueued(address))),
+                Way::Foreign => {}
+            }
+        }
+        let Some(lane) = pending.first().map(|(lane, _)| *lane) else {
+            let nobody = self.later.is_empty() && self.refused.is_empty();
+            return if nobody && !self.reached && !self.told {
+                Aim::Postmaster(if found.is_none_or(|found| found.fields == 0) {
+                    "it has no header that names recipients"
+                } else {
+                    "no recipient in its header is in a domain of ours"
+                })
+            } else {
+                Aim::Nobody
+            };
+        };
+        let most = if desk.lanes.via(lane) == Via::Maildir { MOST_MAILDIRS } else { usize::MAX };
+        let mut sent = Vec::new();
+        let mut rest = Vec::new();
+        for (by, to) in pending {
+            if by == lane && sent.len() < most {
+                sent.push(to);
+            } else {
+                rest.push(Pending { hash: to.hash, lane: Some(by) });
+            }
+        }
+        self.to = Some(rest);
+        Aim::Recipients(lane, sent)
+    }
+
+    /// The postmaster cannot have it now.
+    pub(super) fn strand(&mut self) {
+        self.stranded = true;
+    }
+
+    /// Takes the destination's word on those whom it was asked for.
+    pub(super) fn hear(&mut self, desk: &Desk<'_>, lane: usize, sent: Vec<Sent>, verdicts: Vec<Verdict>) {
+        let accepted = verdicts.contains(&Verdict::Accepted);
+        let mut verdicts = verdicts.into_iter();
+        for to in sent {
+            match verdicts.next() {
+                Some(Verdict::Accepted) => (self.reached, self.settled) = (true, true),
+                Some(Verdict::Refused(refusal)) => self.refuse(desk, lane, to, refusal),
+                // RFC 5321, section 4.5.3.1.10: so many in one transaction.
+                Some(Verdict::Deferred(refusal)) if accepted && is_for_number(&refusal) => {
+                    self.to.get_or_insert_default().push(Pending { hash: to.hash, lane: Some(lane) });
+                }
+                Some(Verdict::Deferred(refusal)) => {
+                    self.deferred = true;
+                    self.owe(to.hash, || format!("refused for now: {refusal}"));
+                }
+                Some(Verdict::Unknown { message }) => {
+                    self.owe(to.hash, || message.to_string());
+                    self.uncertain = Some(message);
+                }
+                None => self.owe(to.hash, || "the destination said nothing of a recipient".to_owned()),
+            }
+        }
+    }
+
+    fn owe(&mut self, hash: u64, why: impl FnOnce() -> String) {
+        self.later.push(hash);
+        if !self.tried {
+            self.why = Some(why());
+        }
+        self.tried = true;
+    }
+
+    fn refuse(&mut self, desk: &Desk<'_>, lane: usize, to: Sent, refusal: Refusal) {
+        if !matches!(refusal.at, "RCPT" | ".") && refusal.code != 552 {
+            self.owe(to.hash, || refusal.to_string());
+            self.turned_away.get_or_insert(refusal);
+            return;
+        }
+        if let Special::Header(_) = desk.unified.special {
+            let text = String::from_utf8_lossy(&refusal.text).into_owned();
+            let by = desk.lanes.host(lane);
+            self.refused.push((to.hash, Refused { address: to.address, code: refusal.code, text, by }));
+            return;
+        }
+        self.settled = true;
+        if refusal.at != "RCPT" {
+            self.spurned.get_or_insert(refusal);
+        }
+    }
+
+    /// The destination is not there: these were not tried.
+    pub(super) fn put_back(&mut self, sent: &[Sent]) {
+        self.later.extend(sent.iter().map(|to| to.hash));
+    }
+
+    /// Nobody knows whether these got it.
+    pub(super) fn doubt(&mut self, sent: &[Sent], message: &Arc<str>) {
+        for to in sent {
+            self.owe(to.hash, || message.to_string());
+        }
+        self.uncertain = Some(Arc::clone(message));
+    }
+
+    /// Does not try those whose destination is away.
+    pub(super) fn put_off(&mut self, is_away: impl Fn(usize) -> bool) {
+        let Some(to) = &mut self.to else { return };
+        let later = &mut self.later;
+        to.retain(|pending| {
+            let away = pending.lane.is_some_and(&is_away);
+            later.extend(away.then_some(pending.hash));
+            !away
+        });
+    }
+
+    /// Those who were refused are settled: somebody was told.
+    pub(super) fn tell(&mut self) {
+        self.refused.clear();
+        (self.told, self.settled) = (true, true);
+    }
+
+    /// Nobody could be told: a later poll finds out again, and tells.
+    pub(super) fn leave_untold(&mut self, why: &str) {
+        for (hash, _) in std::mem::take(&mut self.refused) {
+            self.owe(hash, || why.to_owned());
+        }
+    }
+
+    /// Who was refused and is not told of.
+    pub(super) fn refused(&self) -> Vec<Refused> {
+        self.refused.iter().map(|(_, refused)| refused.clone()).collect()
+    }
+
+    /// How many these are.
+    pub(super) fn refused_count(&self) -> usize {
+        self.refused.len()
+    }
+
+    /// Nobody has it, and somebody was told so.
+    pub(super) fn is_bounced(&self) -> bool {
+        self.told && !self.reached
+    }
+
+    /// The refusal of the content that others took.
+    pub(super) fn spurned(&self) -> Option<&Refusal> {
+        self.spurned.as_ref()
+    }
+
+    /// Whether somebody to whom it is owed was tried in this poll.
+    pub(super) fn is_tried(&self) -> bool {
+        self.tried
+    }
+
+    /// Whether all that is left to be tried has nowhere to go.
+    pub(super) fn is_stuck(&self, is_away: impl Fn(usize) -> bool) -> bool {
+        let stuck = |pending: &Pending| pending.lane.is_some_and(&is_away);
+        self.to.as_ref().is_some_and(|to| !to.is_empty() && to.iter().all(stuck))
+    }
+
+    /// Why it is owed, or waits.
+    pub(super) fn why(&self) -> &str {
+        self.why.as_deref().unwrap_or("the destination of a recipient is away")
+    }
+
+    /// What is to be done once the recipients of one destination are heard of.
+    pub(super) fn next(&self, special: &Special) -> Next {
+        match &self.to {
+            None => return Next::Wait,
+            Some(_) if self.stranded => return Next::Wait,
+            Some(to) if !to.is_empty() => return Next::Again,
+            Some(_) => {}
+        }
+        if !self.refused.is_empty() {
+            return Next::Notify;
+        }
+        if !self.later.is_empty() {
+            return match (&self.uncertain, &self.turned_away) {
+                _ if self.settled => Next::Owe,
+                (Some(message), _) => Next::Uncertain(Arc::clone(message)),
+                (None, Some(refusal)) if !self.deferred => Next::Reject(refusal.clone(), false),
+                _ => Next::Wait,
+            };
+        }
+        match (special, &self.spurned) {
+            _ if self.reached || self.told => Next::Settle,
+            (Special::Addressees, Some(refusal)) => Next::Reject(refusal.clone(), true),
+            _ => Next::Postmaster,
+        }
+    }
+
+    /// Whom the ledger is to say that the message is owed; `None` where
+    /// nothing of it is settled, or nobody is left.
+    fn owed(&self) -> Option<Box<[u64]>> {
+        let to = self.to.iter().flatten().map(|pending| pending.hash);
+        let refused = self.refused.iter().map(|(hash, _)| *hash);
+        let mut all: Vec<u64> = to.chain(self.later.iter().copied()).chain(refused).collect();
+        all.sort_unstable();
+        all.dedup();
+        (self.settled && !all.is_empty()).then(|| all.into())
+    }
+
+    /// What the ledger is to say before the message is retrieved again: a
+    /// process that dies goes on there.
+    pub(super) fn interim(&self, now: i64) -> Option<State> {
+        self.state(self.attempts.max(1), now, "not all of its recipients were tried yet")
+    }
+
+    /// What the ledger is to say at the end of the poll. The first retry is
+    /// the next poll's, and so is each one of a destination that was away: the
+    /// record itself waits longer and longer for that.
+    pub(super) fn at_last(&self, now: i64) -> Option<State> {
+        if !self.tried {
+            return self.state(self.attempts.max(1), now, self.why());
+        }
+        let attempts = self.attempts.saturating_add(1);
+        let wait = match attempts {
+            0 | 1 => 0,
+            more => (900_i64 << u32::from(more - 2).min(7)).min(86_400),
+        };
+        self.state(attempts, now + wait, self.why())
+    }
+
+    fn state(&self, attempts: u16, next_try: i64, why: &str) -> Option<State> {
+        let reason = shown(why.as_bytes()).into();
+        let reached = self.reached;
+        self.owed().map(|to| State::Owed { attempts, next_try, reason, to, reached })
+    }
+
+    /// Owed, since the message cannot be had: tried in vain.
+    pub(super) fn set_aside(&mut self, why: &str) {
+        (self.tried, self.why) = (true, Some(why.to_owned()));
+    }
+}
+
+/// Whether a recipient was refused only for being one too many.
+fn is_for_number(refusal: &Refusal) -> bool {
+    let text = refusal.text.to_ascii_lowercase();
+    refusal.code == 452
+        && refusal.at == "RCPT"
+        && (text.starts_with(b"4.5.3") || memchr::memmem::find(&text, b"too many recipients").is_some())
+}
+
+fn unqueued(address: &Mailbox) -> Refused {
+    Refused {
+        address: address.clone(),
+        code: 550,
+        text: "5.7.1 mail for other domains needs the queue of the Main Domain, which has none".to_owned(),
+        by: None,
+    }
+}
+
+#[cfg(test)]
+#[path = "standing_tests.rs"]
+mod tests;
