@@ -22,7 +22,10 @@ impl Transfer<'_> {
     pub(super) async fn confirm_unified(&mut self, ended: Ended) -> Result<(), PollError> {
         let Ended { id, mut taken, heading, way } = ended;
         if let EndedWay::Ruled(rule, why) = &way {
-            self.on_ruled(&taken, *rule, why);
+            let known = taken.fetch.ambiguous && self.is_known(&mut taken).await?;
+            if !known {
+                self.on_ruled(&taken, *rule, why);
+            }
             return Ok(());
         }
         let was_owed = taken.fetch.is_owed();
