@@ -274,7 +274,12 @@ impl World {
             Decree::WriteSlice { shard, number, items, removed, .. } => {
                 let item = |(key, factor): &(RecordKey, u32)| {
                     let record = &self.records[key];
-                    ItemSeen { key: key.clone(), uid: record.maildrop, digest: record.digest, factor: *factor }
+                    ItemSeen {
+                        key: key.clone(),
+                        uid: record.maildrop,
+                        digest: record.digest,
+                        factor: *factor,
+                    }
                 };
                 let slice = SliceSeen {
                     shard: *shard,
