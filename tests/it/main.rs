@@ -19,6 +19,7 @@ mod chaos;
 mod delivery;
 mod destination;
 mod docs;
+mod domain_wide;
 mod engine;
 mod faults;
 mod framing;
