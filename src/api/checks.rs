@@ -118,16 +118,16 @@ pub(crate) fn unified_too_large(octets: usize, most: usize, names: usize, delive
     )
 }
 
-/// Domains that a record with `special` does without.
+/// Domains that a record with `special` cannot deliver to.
 pub(crate) fn left_out(domains: &[impl AsRef<str>]) -> Option<String> {
     let some = listed(domains);
     match domains {
         [] => None,
         [_] => {
-            Some(format!("RpopDomain {some} has errors: until it is mended, its addresses count as foreign"))
+            Some(format!("RpopDomain {some} has errors: until it is mended, mail for its addresses waits"))
         }
         _ => Some(format!(
-            "the RpopDomains {some} have errors: until they are mended, their addresses count as foreign"
+            "the RpopDomains {some} have errors: until they are mended, mail for their addresses waits"
         )),
     }
 }

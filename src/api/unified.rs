@@ -117,8 +117,10 @@ impl Refused {
 pub(crate) struct Directory {
     /// By name.
     locals: Vec<Local>,
-    /// Domains with errors, by name.
+    /// Domains with errors, by name: their mail waits.
     left_out: Vec<Arc<str>>,
+    /// Aliases of these.
+    aliases: Vec<Arc<str>>,
     /// `mainDomain`, in lower case.
     main: Option<Arc<str>>,
     /// `locals`, gathered by where their mail goes.
@@ -134,17 +136,26 @@ impl Directory {
         locals.sort_by(|a, b| a.name.cmp(&b.name));
         left_out.sort();
         let main = main.map(|name| name.to_ascii_lowercase().into());
-        let domains = gathered(&locals);
-        Self { locals, left_out, main, domains, made: HashMap::new() }
+        let domains = gathered(&locals, &left_out);
+        Self { locals, left_out, aliases: Vec::new(), main, domains, made: HashMap::new() }
+    }
+
+    /// Domains with errors have these names, too.
+    pub(crate) fn with_aliases(mut self, mut aliases: Vec<Arc<str>>) -> Self {
+        aliases.sort();
+        let names: Vec<Arc<str>> = self.left_out.iter().chain(&aliases).cloned().collect();
+        self.domains = gathered(&self.locals, &names);
+        self.aliases = aliases;
+        self
     }
 
     /// Whether unified records are given the same.
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
-        let Self { locals, left_out, main, domains: _, made: _ } = other;
-        self.locals == *locals && self.left_out == *left_out && self.main == *main
+        let Self { locals, left_out, aliases, main, domains: _, made: _ } = other;
+        self.locals == *locals && self.left_out == *left_out && self.aliases == *aliases && self.main == *main
     }
 
-    /// Domains whose addresses do not count, since they have errors.
+    /// Domains that cannot be delivered to, since they have errors.
     pub(crate) fn left_out(&self) -> &[Arc<str>] {
         &self.left_out
     }
@@ -227,8 +238,10 @@ impl Directory {
 type Way<'l> = (&'l Option<MailHost>, &'l Option<MailHost>, &'l Option<MaildirPath>);
 
 /// Domains with the same deliveries together, in an order that only changes
-/// when they do.
-fn gathered(locals: &[Local]) -> Vec<LocalDomains> {
+/// when they do. Names of domains with errors come last, with a destination
+/// that leads nowhere: their recipients are ours, and owed the mail until the
+/// domain is mended. Without them they would count as foreign, and lose it.
+fn gathered(locals: &[Local], broken: &[Arc<str>]) -> Vec<LocalDomains> {
     let mut places: HashMap<Way<'_>, usize> = HashMap::new();
     let mut all: Vec<LocalDomains> = Vec::new();
     for local in locals.iter().filter(|local| !local.names.is_empty()) {
@@ -240,6 +253,12 @@ fn gathered(locals: &[Local]) -> Vec<LocalDomains> {
         if let Some(place) = all.get_mut(at) {
             place.names.extend(local.names.iter().cloned());
         }
+    }
+    let taken: BTreeSet<&Arc<str>> = locals.iter().flat_map(|local| &local.names).collect();
+    let names: BTreeSet<Arc<str>> = broken.iter().filter(|name| !taken.contains(name)).cloned().collect();
+    if let Some(first) = names.first() {
+        let destination = Destination { domain: Arc::clone(first), ..Destination::default() };
+        all.push(LocalDomains { names: names.into_iter().collect(), destination: Arc::new(destination) });
     }
     for place in &mut all {
         place.names.sort();

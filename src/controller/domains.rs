@@ -63,8 +63,8 @@ pub(super) fn usable(
     }
 }
 
-/// What unified records are given: all domains that can be used, each with
-/// the names that it owns.
+/// What unified records are given: all domains, each with the names that it
+/// owns; mail for those that have errors waits.
 pub(super) fn directory(
     domains: &BTreeMap<Arc<str>, Domain>,
     names: &HashMap<Arc<str>, (Arc<str>, u64)>,
@@ -75,9 +75,11 @@ pub(super) fn directory(
         owned.entry(owner).or_default().push(Arc::clone(name));
     }
     let (mut locals, mut left_out) = (Vec::with_capacity(domains.len()), Vec::new());
+    let mut aliases = Vec::new();
     for (name, domain) in domains {
         let Ok(usable) = &domain.usable else {
             left_out.push(Arc::clone(name));
+            aliases.extend(owned.remove(&**name).unwrap_or_default());
             continue;
         };
         let mut names = owned.remove(&**name).unwrap_or_default();
@@ -89,5 +91,5 @@ pub(super) fn directory(
             postmaster: usable.postmaster.clone(),
         });
     }
-    Directory::new(locals, left_out, main)
+    Directory::new(locals, left_out, main).with_aliases(aliases)
 }

@@ -1,7 +1,7 @@
 //! Records with `special`.
 
 use super::*;
-use crate::domain::work::{Special, Unified};
+use crate::domain::work::{Destination, Special, Unified};
 
 fn given(looked: &Looked) -> &Arc<Unified> {
     prepared(looked).item.unified.as_ref().unwrap()
@@ -156,17 +156,18 @@ fn the_main_domain_is_named_renamed_and_gone() {
 }
 
 #[test]
-fn a_domain_with_errors_is_done_without_and_said() {
+fn a_domain_with_errors_is_ours_all_the_same_and_leads_nowhere() {
     let mut view = unified_view(&json!({}));
     one(&mut view, "rpop-system", "all");
     domain(&mut view, "odd.example", 1, &json!({"delivery": {"maildir": {"path": "/m/{local}"}}}));
     let looked = one(&mut view, "rpop-system", "all");
-    assert_eq!(names(given(&looked)), ["example.com", "example.net"]);
+    assert_eq!(names(given(&looked)), ["example.com", "example.net", "odd.example"]);
+    let place = given(&looked).place_of("odd.example").unwrap();
+    let nowhere = Destination { domain: "odd.example".into(), ..Destination::default() };
+    assert_eq!(*given(&looked).domains[place].destination, nowhere);
     assert_eq!(
         prepared(&looked).warnings,
-        [
-            "spec.special: RpopDomain odd.example has errors: until it is mended, its addresses count as foreign"
-        ]
+        ["spec.special: RpopDomain odd.example has errors: until it is mended, mail for its addresses waits"]
     );
     domain(&mut view, "odd.example", 2, &json!({}));
     let looked = one(&mut view, "rpop-system", "all");

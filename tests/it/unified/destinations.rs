@@ -72,6 +72,28 @@ async fn a_destination_that_is_away_holds_up_only_its_own_recipients() {
     assert!(from.uids().is_empty() && bench.owed().is_empty());
 }
 
+/// As the controller hands on a domain with errors.
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_for_a_domain_that_leads_nowhere_is_owed_until_the_domain_is_mended() {
+    for special in [header(), Special::Addressees] {
+        let to = ["al@local.test", "bo@second.test"];
+        let mail = [enveloped("m-1", &to, 500), addressed("m-1", &format!("To: {}\r\n", to.join(", ")), 500)];
+        let of = usize::from(special == Special::Addressees);
+        let from = Pop3::new().mail("u1", &mail[of]).start();
+        let (first, second) = (Smtp::new().start(), Smtp::new().start());
+        let nowhere = Arc::new(Destination { domain: "second.test".into(), ..Destination::default() });
+        let main = queue(&first, "local.test");
+        let mut bench = bench(&from, &first, special, &main, Some(&nowhere));
+        let failed = bench.poll().await.result.unwrap_err();
+        assert!(failed.message.contains("second.test"), "{failed}");
+        assert_eq!((first.accepted(), bench.owed()), (1, vec![(1, 1, true)]));
+        bench.hurry(&["u1"]);
+        bench.change(|unified| unified.domains[1].destination = queue(&second, "second.test"));
+        bench.poll_well().await;
+        assert_eq!((first.accepted(), second.accepted(), from.uids().len()), (1, 1, 0));
+    }
+}
+
 /// As for any other record.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_only_destination_s_absence_ends_the_poll() {
