@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::support::dovecot::Dovecot;
-use crate::support::mail::message;
+use crate::support::mail::{Arrived, message};
 use crate::support::manifest::Record;
 use crate::support::postfix::Postfix;
 use crate::support::rpop::{self, Site};
@@ -31,7 +31,7 @@ fn record(provider: &Dovecot, special: &str) -> Record {
 
 /// The marks of what an account has; one that is there twice is there twice.
 fn marks(home: &Dovecot, account: &str) -> Vec<String> {
-    let mut marks: Vec<String> = home.inbox(account).read().iter().map(|mail| mail.mark()).collect();
+    let mut marks: Vec<String> = home.inbox(account).read().iter().map(Arrived::mark).collect();
     marks.sort();
     marks
 }
@@ -59,10 +59,9 @@ fn each_message_goes_to_whom_the_provider_names() {
     assert_eq!(marks(&home, "bob"), ["for-both"]);
     // This Dovecot files by the detail of the address.
     let tagged = home.mailbox("bob", Some("lists")).read();
-    assert_eq!(tagged.iter().map(|mail| mail.mark()).collect::<Vec<_>>(), ["for-a-tag"]);
+    assert_eq!(tagged.iter().map(Arrived::mark).collect::<Vec<_>>(), ["for-a-tag"]);
     let told = home.inbox("postmaster").read();
-    let plain: BTreeSet<String> =
-        told.iter().map(|mail| mail.mark()).filter(|mark| !mark.is_empty()).collect();
+    let plain: BTreeSet<String> = told.iter().map(Arrived::mark).filter(|mark| !mark.is_empty()).collect();
     assert_eq!(plain, ["for-nobody".to_owned(), "for-nobody-here".to_owned()].into());
     // There is no SMTP to tell the sender by: the postmaster is told.
     let reports: Vec<_> = told.iter().filter(|mail| mail.text().contains("multipart/report")).collect();
