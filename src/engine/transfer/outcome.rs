@@ -34,7 +34,7 @@ impl Transfer<'_> {
                 Ok(true)
             }
             Twin::Known(entry, action) => {
-                self.settled += 1;
+                self.settled += u64::from(action != Action::Wait);
                 self.tally.counters.unseen = self.tally.counters.unseen.saturating_sub(1);
                 if action == Action::Delete {
                     let uid = taken.fetch.uid_of(taken.digest);
@@ -56,17 +56,21 @@ impl Transfer<'_> {
         }
         let hash = self.context.keys.hash(&taken.fetch.uid_of(taken.digest));
         let Some(ledger) = self.batch.ledger() else { return Ok(false) };
-        let mut known = false;
+        let (mut known, mut waits) = (false, false);
         for entry in ledger.entries(hash) {
-            known |= matches!(entry.state, State::Kept | State::Deleting);
-            if matches!(entry.state, State::Owed { .. }) {
-                taken.fetch.prior = Some(Box::new(entry));
+            match entry.state {
+                State::Kept | State::Deleting => known = true,
+                State::Owed { next_try, .. } => {
+                    waits = next_try > self.context.now;
+                    taken.fetch.prior = Some(Box::new(entry));
+                }
+                State::Uncertain | State::Quarantined { .. } | State::Copy => {}
             }
         }
         if known {
             self.suppress(taken);
         }
-        Ok(known)
+        Ok(known || waits)
     }
 
     /// A copy of what was delivered before: remembered, not delivered.

@@ -251,6 +251,30 @@ async fn the_owed_are_known_where_uids_do_not_tell_messages_apart() {
     }
 }
 
+/// A server without UIDs is asked for everything each time, destinations are
+/// not.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_uids_the_owed_are_left_in_peace_for_a_while_too() {
+    use crate::support::pop3;
+    for octets in [500, 200_000] {
+        let from = Pop3::new()
+            .mail("u1", &enveloped("m-1", &["al@local.test", "bo@local.test"], octets))
+            .script(|call| if call.verb == "UIDL" { pop3::Act::line("-ERR") } else { pop3::Act::Properly })
+            .start();
+        let to = Smtp::new().script(refusing(&[("bo@", "450 4.2.1 later")])).start();
+        let bench = simple(&from, &to, header());
+        for (poll, attempts, asked) in [(1, 1, 1), (2, 2, 2), (3, 2, 2)] {
+            bench.poll_well().await;
+            assert_eq!(bench.owed(), [(attempts, 1, true)], "{octets} {poll}");
+            let commands = to.commands();
+            // A large one is asked about before it is known for what it is.
+            let asks = commands.iter().filter(|(_, line)| line.contains("RCPT TO:<bo@")).count();
+            assert!(asks == asked || octets > 100_000, "{octets} {poll}: {asks}");
+        }
+        assert_eq!((to.accepted(), from.uids().len()), (1, 1));
+    }
+}
+
 /// A domain without any delivery waits, the others do not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_domain_without_a_delivery_holds_up_nobody_else() {
