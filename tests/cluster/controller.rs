@@ -494,8 +494,10 @@ async fn a_unified_record_belongs_to_the_main_postmaster_and_follows_all_domains
     all.domain("other.example", &json!({}));
     follows(&["example.com", "example.net", "other.example"]).await;
     all.server.kubectl(&["delete", "rpopdomain", "other.example"]).succeeds();
-    all.domain("other.example", &json!({"delivery": {"maildir": {"path": "/m/{local}"}}}));
     follows(&["example.com", "example.net"]).await;
+    // With errors it is ours all the same: its mail waits.
+    all.domain("other.example", &json!({"delivery": {"maildir": {"path": "/m/{local}"}}}));
+    follows(&["example.com", "example.net", "other.example"]).await;
     all.accepted(SYSTEM, "all", "True", "Accepted", &["RpopDomain other.example has errors"]).await;
     all.server.kubectl(&["delete", "rpopdomain", "other.example"]).succeeds();
     all.accepted(SYSTEM, "all", "True", "Accepted", &["complete and allowed"]).await;
