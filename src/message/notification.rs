@@ -252,7 +252,7 @@ impl Original {
         let utf8 = !header.is_ascii() && std::str::from_utf8(header).is_ok();
         let (kind, encoding) = match (header.is_ascii(), utf8) {
             (true, _) if clean => ("text/rfc822-headers", "7bit"),
-            (_, true) if clean && utf8_allowed => ("message/global-headers", "8bit"),
+            (_, true) if clean && utf8_allowed && is_header(header) => ("message/global-headers", "8bit"),
             // The parameter is not registered, and hence ignored or a help.
             (_, true) => ("text/rfc822-headers; charset=utf-8", "quoted-printable"),
             _ => ("text/rfc822-headers", "quoted-printable"),
@@ -274,6 +274,18 @@ impl Original {
             out.extend_from_slice(b"\r\n");
         }
     }
+}
+
+/// Whether all of it are fields: whoever reads `message/global-headers` takes it
+/// apart, and what is no header is better shown as text.
+fn is_header(header: &[u8]) -> bool {
+    let is_field = |line: &[u8]| {
+        let name = memchr::memchr(b':', line).and_then(|end| line.get(..end)).unwrap_or_default();
+        !name.is_empty() && name.iter().all(|octet| matches!(octet, 33..=126))
+    };
+    let is_line =
+        |(at, line): (usize, &[u8])| is_field(line) || (at > 0 && matches!(line.first(), Some(b' ' | b'\t')));
+    header.split(|octet| *octet == b'\n').enumerate().all(is_line)
 }
 
 /// Whether lines can stand in a part as they are: none too long, no controls
