@@ -86,14 +86,14 @@ impl Bench {
         self.ledger().iter().filter_map(owed).collect()
     }
 
-    /// All that is owed is due at once.
+    /// All that waits is due at once.
     fn hurry(&self, uids: &[&str]) {
         let mut ledgers = self.memory.ledgers.lock().unwrap();
-        let ledger = ledgers.get_mut(&self.item.key).unwrap();
+        let Some(ledger) = ledgers.get_mut(&self.item.key) else { return };
         for uid in uids {
             let entries: Vec<Entry> = ledger.entries(ledger.hash(uid.as_bytes())).collect();
             for mut entry in entries {
-                if let State::Owed { next_try, .. } = &mut entry.state {
+                if let State::Owed { next_try, .. } | State::Quarantined { next_try, .. } = &mut entry.state {
                     *next_try = 0;
                     ledger.apply(&Change::Put { uid: uid.as_bytes().into(), entry });
                 }
