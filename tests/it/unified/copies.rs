@@ -163,14 +163,7 @@ async fn the_copy_of_one_that_is_owed_goes_to_nobody() {
     for octets in SIZES {
         let from =
             Pop3::new().mail("u1", &copy("m-1", 1, octets)).mail("u2", &copy("m-1", 2, octets)).start();
-        let times = AtomicUsize::new(0);
-        let to = Smtp::new()
-            .script(move |call| {
-                let hit =
-                    call.verb == "RCPT" && call.argument.contains("bo@") && times.fetch_add(1, SeqCst) < 1;
-                if hit { Act::Say("450 4.2.1 later".into()) } else { Act::Properly }
-            })
-            .start();
+        let to = puts_bo_off_once();
         let bench = simple(&from, &to, Special::Addressees);
         let report = bench.poll_well().await;
         assert_eq!((report.counters.delivered, report.counters.duplicates), (1, 1), "{octets}");
@@ -219,14 +212,7 @@ async fn many_copies_cost_one_delivery_each() {
 async fn one_that_is_owed_and_comes_back_under_another_uid_is_not_lost() {
     for octets in SIZES {
         let from = Pop3::new().mail("u1", &copy("m-1", 1, octets)).start();
-        let times = AtomicUsize::new(0);
-        let to = Smtp::new()
-            .script(move |call| {
-                let hit =
-                    call.verb == "RCPT" && call.argument.contains("bo@") && times.fetch_add(1, SeqCst) < 1;
-                if hit { Act::Say("450 4.2.1 later".into()) } else { Act::Properly }
-            })
-            .start();
+        let to = puts_bo_off_once();
         let bench = simple(&from, &to, Special::Addressees);
         bench.poll_well().await;
         assert_eq!(bench.owed(), [(1, 1, true)]);

@@ -232,14 +232,7 @@ async fn the_owed_are_known_where_uids_do_not_tell_messages_apart() {
                 if call.verb == "UIDL" && !uidl { pop3::Act::line("-ERR what?") } else { pop3::Act::Properly }
             })
             .start();
-        let times = AtomicUsize::new(0);
-        let to = Smtp::new()
-            .script(move |call| {
-                let hit =
-                    call.verb == "RCPT" && call.argument.contains("bo@") && times.fetch_add(1, SeqCst) < 1;
-                if hit { Act::Say("450 4.2.1 later".into()) } else { Act::Properly }
-            })
-            .start();
+        let to = puts_bo_off_once();
         let bench = simple(&from, &to, header());
         bench.poll_well().await;
         assert_eq!(bench.owed(), [(1, 1, true)], "{uidl} {octets}");

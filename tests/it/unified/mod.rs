@@ -9,6 +9,7 @@ mod notification;
 mod refusals;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use rpop::domain::envelope::Mailbox;
 use rpop::domain::ledger::{Change, Entry, State};
@@ -17,7 +18,7 @@ use rpop::domain::work::{Destination, LocalDomains, Special, Unified};
 use crate::bench::{Bench, host};
 use crate::support::mail::message;
 use crate::support::pop3::FakePop3;
-use crate::support::smtp::{Accepted, Act, Call, FakeSmtp};
+use crate::support::smtp::{Accepted, Act, Call, FakeSmtp, Smtp};
 
 /// The header that names recipients.
 const HEADER: &str = "X-Real-To";
@@ -100,6 +101,17 @@ impl Bench {
             }
         }
     }
+}
+
+/// A queue that refuses `bo@…` for now, the first time.
+fn puts_bo_off_once() -> FakeSmtp {
+    let times = AtomicUsize::new(0);
+    Smtp::new()
+        .script(move |call| {
+            let hit = call.verb == "RCPT" && call.argument.contains("bo@") && times.fetch_add(1, SeqCst) < 1;
+            if hit { Act::Say("450 4.2.1 later".into()) } else { Act::Properly }
+        })
+        .start()
 }
 
 /// A generated message with other To and Cc fields (whole lines).
