@@ -10,12 +10,6 @@ use serde_json::Value;
 /// written, never ignored.
 pub const NOT_YET: &[(&str, &str)] = &[
     ("RpopRecord", "remote.oauth2"),
-    ("RpopRecord", "remote.auth: CramMd5"),
-    ("RpopRecord", "remote.auth: ScramSha256"),
-    ("RpopRecord", "remote.auth: XOAuth2"),
-    ("RpopRecord", "remote.auth: OAuthBearer"),
-    ("RpopRecord", "remote.auth: Ntlm"),
-    ("RpopRecord", "remote.auth: Msn"),
     ("RpopSettings", "activitySchedule"),
     ("RpopSettings", "useDomainAddresses"),
 ];
