@@ -213,7 +213,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
         let encoded = sasl::encode(message);
         self.secrets.push(Zeroizing::new(encoded.as_bytes().to_vec()));
         // Microsoft's servers take XOAUTH2 in two steps only.
-        let with_command = Some(&encoded[..]).filter(|_| mechanism == Mechanism::OAuthBearer);
+        let with_command = Some(encoded.as_str()).filter(|_| mechanism == Mechanism::OAuthBearer);
         match self.open(mechanism, &encoded, with_command).await.map_err(|failed| late(failed.error))? {
             Said::Reply(reply) => accepted(command, reply).map_err(late),
             Said::Challenge(reason) => {
