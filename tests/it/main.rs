@@ -14,6 +14,7 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod authentication;
 mod bench;
 mod chaos;
 mod delivery;

@@ -267,7 +267,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
             };
             mechanism = candidates.find(|next| goes_on(&failed, current, *next, policy));
             match mechanism {
-                Some(next) => tracing::info!("{}: trying {next}", failed.error),
+                Some(next) => tracing::debug!("{}; trying {next}", failed.error),
                 None => return Err(failed.error),
             }
         }
