@@ -122,6 +122,16 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_octets_are_read_within_their_bounds(
+            octets in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+        ) {
+            let found = signature_algorithm(&octets).map_or(0, <[u8]>::len);
+            proptest::prop_assert!(found < octets.len().max(1));
+        }
+    }
+
     #[test]
     fn what_is_no_certificate_has_no_end_point() {
         let good = certificate(&rcgen::PKCS_ECDSA_P256_SHA256);

@@ -50,7 +50,6 @@ fn dovecot_is_logged_in_to_by_every_mechanism_with_a_password() {
     let test = "dovecot_is_logged_in_to_by_every_mechanism_with_a_password";
     let Some(provider) = Dovecot::with_all_mechanisms(test) else { return };
     let site = site(&provider, &provider.authority);
-    site.settings(&["useApop: true"]);
     let mut sent = Vec::new();
     for (auth, shown, method) in [
         ("Auto", "AUTH SCRAM-SHA-256", "SCRAM-SHA-256"),
@@ -85,6 +84,24 @@ fn dovecot_is_logged_in_to_by_every_mechanism_with_a_password() {
         // Once by check, once by run; the server says by what.
         let said = format!("Login: user=<{user}>, method={method},");
         logged(&provider, &said, 2);
+    }
+}
+
+#[test]
+fn dovecot_is_logged_in_to_by_apop_where_both_switches_say_so() {
+    let test = "dovecot_is_logged_in_to_by_apop_where_both_switches_say_so";
+    let Some(provider) = Dovecot::start(test) else { return };
+    let site = site(&provider, &provider.authority);
+    provider.add(["alice", "bob"]);
+    site.record(&Record::plain("clear", provider.pop3, "alice").with("apop: true"));
+    site.record(&Record::plain("tls", provider.pop3s, "bob").implicit().with("apop: true"));
+    let run = check(&site).expect(0);
+    assert!(row(&run, "clear").contains("AUTH PLAIN") && row(&run, "tls").contains("AUTH PLAIN"));
+    site.settings(&["useApop: true"]);
+    let run = check(&site).expect(0);
+    assert!(row(&run, "clear").contains("APOP") && row(&run, "tls").contains("APOP"), "{}", run.text());
+    for user in ["alice", "bob"] {
+        logged(&provider, &format!("Login: user=<{user}>, method=APOP"), 1);
     }
 }
 
@@ -361,7 +378,8 @@ fn openssl_exports_what_we_export() {
         let exported = said.find_map(|line| line.trim().strip_prefix("Keying material: ").map(str::to_owned));
         drop(server.kill());
         drop(server.wait());
-        let hex = |octets: &[u8]| octets.iter().map(|octet| format!("{octet:02X}")).collect::<String>();
+        let hex =
+            |octets: &[u8]| octets.iter().map(|octet| format!("{octet:02X}")).collect::<Vec<_>>().concat();
         let ours = bindings.exporter.map(|exporter| hex(&exporter));
         // With TLS 1.2 it is safe only where both ends have the extended
         // master secret.

@@ -130,13 +130,12 @@ fn log_in(
     exporter: Option<&[u8; 32]>,
 ) -> std::io::Result<String> {
     let mut judge = Judge::start(mechanism, exporter);
-    let mut response = match first {
-        Some(first) => first.to_owned(),
-        None => {
-            stream.write_all(b"+ \r\n")?;
-            stream.flush()?;
-            line(stream)?
-        }
+    let mut response = if let Some(first) = first {
+        first.to_owned()
+    } else {
+        stream.write_all(b"+ \r\n")?;
+        stream.flush()?;
+        line(stream)?
     };
     loop {
         let said = judge.ask(&response)?;
