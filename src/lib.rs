@@ -20,6 +20,7 @@
 //! |---|---|---|
 //! | `domain` | nothing but data and arithmetic | tokio, kube, clocks |
 //! | `net`, `pop3`, `smtp`, `message` | `domain` | kube |
+//! | `oauth` | the above; Secrets and tokens through `engine::ports` | kube, files |
 //! | `engine` | the above, through its own `ports` | kube, files |
 //! | `run` | `engine`, `telemetry`: one loop for files and cluster | kube, files |
 //! | `local`, `k8s` | implement the ports | the protocols |
@@ -37,6 +38,7 @@ pub mod k8s;
 pub mod local;
 pub mod message;
 pub mod net;
+pub mod oauth;
 pub mod pop3;
 pub mod run;
 pub mod shutdown;

@@ -185,26 +185,39 @@ pub enum Auth {
     Msn,
 }
 
-/// How to get access tokens.
+/// How to get access tokens: by a refresh token, in the name of the person who
+/// has signed in (`rpop oauth login`), or, without `refreshTokenSecretRef`, by
+/// the client's secret, in the client's own name (`client_credentials`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.refreshTokenSecretRef) || has(self.clientSecretRef)").message("write refreshTokenSecretRef, which `rpop oauth login` makes, or clientSecretRef alone for a client that asks in its own name")
+)]
 pub struct OAuth2 {
-    /// The provider's token endpoint.
+    /// The provider's token endpoint, like
+    /// `https://login.microsoftonline.com/common/oauth2/v2.0/token`.
     #[schemars(length(min = 1, max = 2048))]
-    #[x_kube(validation = Rule::new("self.startsWith('https://') || self.matches('^http://(localhost|127[.][0-9]+[.][0-9]+[.][0-9]+|\\\\[::1\\\\])(:[0-9]+)?(/|$)')").message("write an https:// address: a token must not cross the network in clear text"))]
+    #[x_kube(validation = Rule::new("self.startsWith('https://') || self.matches('^http://(localhost|127([.](25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])){3}|\\\\[::1\\\\])(:[0-9]+)?(/|$)')").message("write an https:// address: a token must not cross the network in clear text"))]
+    #[x_kube(validation = Rule::new("!self.matches('^https?://') || self.matches('^https?://([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\\\\[[0-9A-Fa-f:.]+\\\\])(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?([/?][A-Za-z0-9._~:/?@!$&()*+,;=%-]*)?$')").message("write the address of the token endpoint, like https://login.example/oauth2/token, without blanks, user name and fragment"))]
     pub token_url: String,
     /// The client's identifier at the provider.
     #[schemars(length(min = 1, max = 1024))]
     pub client_id: String,
-    /// The scopes to ask for.
+    /// The scopes to ask for; without any, those that were signed in for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(max = 512)))]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 512)))]
+    #[x_kube(validation = Rule::new("self.all(scope, !scope.matches('[^!-~]'))").message("write each scope as an item of its own, without blanks"))]
     pub scopes: Vec<String>,
     /// The client's secret, where the provider demands one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_secret_ref: Option<KeyRef>,
-    /// The refresh token to begin with.
-    pub refresh_token_secret_ref: KeyRef,
+    /// The refresh token to begin with. Those that the provider gives in its
+    /// place RPOP keeps by itself; this Secret is never written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_token_secret_ref: Option<KeyRef>,
+    /// Certificates to trust at `tokenUrl` in place of the platform's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_ref: Option<CaRef>,
 }
 
 /// Transport security of the POP3 connection.

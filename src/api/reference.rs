@@ -8,11 +8,8 @@ use serde_json::Value;
 
 /// What this version knows of and cannot do yet: it is refused where it is
 /// written, never ignored.
-pub const NOT_YET: &[(&str, &str)] = &[
-    ("RpopRecord", "remote.oauth2"),
-    ("RpopSettings", "activitySchedule"),
-    ("RpopSettings", "useDomainAddresses"),
-];
+pub const NOT_YET: &[(&str, &str)] =
+    &[("RpopSettings", "activitySchedule"), ("RpopSettings", "useDomainAddresses")];
 
 /// The reference page of one CRD.
 pub fn page(crd: &CustomResourceDefinition) -> String {

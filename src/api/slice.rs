@@ -277,7 +277,8 @@ impl RpopWorkSliceSpec {
 mod tests {
     use super::*;
     use crate::domain::work::{
-        AuthChoice, Endpoint, LocalDomains, MailHost, SecretKind, SecretRef, Special, TlsMode, TlsPolicy,
+        AuthChoice, Endpoint, LocalDomains, Login, MailHost, OAuth2, SecretKind, SecretRef, Special, TlsMode,
+        TlsPolicy,
     };
 
     fn work() -> WorkItem {
@@ -306,7 +307,7 @@ mod tests {
                 host: "pop.isp.example".into(),
                 port: 995,
                 account: "alice77".into(),
-                password: secret("first-isp", "password"),
+                login: Login::Password(secret("first-isp", "password")),
                 auth: AuthChoice::Plain,
                 apop: true,
                 tls: Arc::new(TlsPolicy {
@@ -342,6 +343,36 @@ mod tests {
         let read = slice(vec![serde_json::to_value(item).unwrap()]).sliced().unwrap();
         let wanted = Sliced { item: work(), uid: "8d3c".into(), generation: 4, factor: 1, past };
         assert_eq!(read, [Ok(wanted)]);
+    }
+
+    #[test]
+    fn access_tokens_are_told_and_old_workers_see_that_they_do_not_know_them() {
+        let secret = |key: &str| SecretRef {
+            kind: SecretKind::Secret,
+            namespace: "mail".into(),
+            name: "m365".into(),
+            key: key.into(),
+        };
+        let oauth = OAuth2 {
+            token_url: "https://login.example/token".into(),
+            client_id: "c".into(),
+            scopes: vec!["a".into(), "b".into()],
+            client_secret: None,
+            refresh_token: Some(secret("refreshToken")),
+            ca: Some(secret("ca.crt")),
+        };
+        let mut work = work();
+        work.remote.login = Login::OAuth2(Arc::new(oauth));
+        let item = SliceItem::new(&work, "8d3c", 4, ItemPast::default(), 0);
+        let mut value = serde_json::to_value(item).unwrap();
+        let read = slice(vec![value.clone()]).sliced().unwrap();
+        assert_eq!(read[0].as_ref().unwrap().item, work);
+        // What a worker of before needs is not there, so that it does nothing.
+        assert!(value["remote"].get("password").is_none());
+        // And a login of tomorrow is none of today's.
+        let oauth = value["remote"].as_object_mut().unwrap().remove("oauth2").unwrap();
+        value["remote"]["passkey"] = oauth;
+        assert!(slice(vec![value]).sliced().unwrap()[0].is_err());
     }
 
     fn unified(special: Special) -> WorkItem {

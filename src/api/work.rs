@@ -15,10 +15,11 @@ use crate::api::{self, checks};
 use crate::domain::envelope::Mailbox;
 use crate::domain::text::escape;
 use crate::domain::work::{
-    AuthChoice, Checkpoint, Destination, Endpoint, Limits, LogLevel, MailHost, MaildirPath, Network,
-    OnReject, OnUidChange, RecordKey, Remote, SecretKind, SecretRef, Settings, Timeouts, TlsMode, TlsPolicy,
-    WorkItem,
+    AuthChoice, Checkpoint, Destination, Endpoint, Limits, LogLevel, Login, MailHost, MaildirPath, Network,
+    OAuth2, OnReject, OnUidChange, RecordKey, Remote, SecretKind, SecretRef, Settings, Timeouts, TlsMode,
+    TlsPolicy, WorkItem,
 };
+use crate::oauth::Url;
 
 /// A field whose value cannot be used: its path and what to write.
 #[derive(Debug)]
@@ -85,7 +86,7 @@ pub(crate) fn record(
     let account = keep(&mut faults, account(&spec.account, "spec.account"));
     let endpoint = keep(&mut faults, host(&spec.remote.host, spec.tls.mode));
     let tls = keep(&mut faults, tls(shared, &key.namespace, &spec.tls));
-    let password = keep(&mut faults, password(shared, &key.namespace, &spec.remote));
+    let login = keep(&mut faults, login(shared, &key.namespace, &spec.remote));
     // The CRD's rule may be younger than the record.
     if spec.special.as_deref().is_some_and(checks::is_taken_header) {
         faults.push(Unusable { path: "spec.special", message: checks::TAKEN_HEADER.to_owned() });
@@ -95,15 +96,15 @@ pub(crate) fn record(
         _ => None,
     };
     let uid = uid.map_or_else(|| digest(&key.to_string()), digest);
-    match (account, endpoint, tls, password) {
-        (Some(account), Some((host, port)), Some(tls), Some(password)) if faults.is_empty() => Ok(WorkItem {
+    match (account, endpoint, tls, login) {
+        (Some(account), Some((host, port)), Some(tls), Some(login)) if faults.is_empty() => Ok(WorkItem {
             uid,
             account,
             remote: Remote {
                 host: shared.text(&host),
                 port,
                 account: spec.remote.account.as_str().into(),
-                password,
+                login,
                 auth: auth(spec.remote.auth),
                 apop: spec.apop,
                 tls: shared.policy(tls),
@@ -168,12 +169,28 @@ fn auth(auth: api::Auth) -> AuthChoice {
     }
 }
 
-fn password(shared: &mut Shared, namespace: &Arc<str>, remote: &api::Remote) -> Result<SecretRef, Unusable> {
-    match (&remote.password_secret_ref, &remote.oauth2) {
-        (Some(at), None) => Ok(shared.secret(SecretKind::Secret, namespace, &at.name, &at.key)),
-        (_, Some(_)) => Err(not_yet("spec.remote.oauth2", "oauth2")),
-        (None, None) => unusable("spec.remote", "write passwordSecretRef: {name: SECRET}"),
+fn login(shared: &mut Shared, namespace: &Arc<str>, remote: &api::Remote) -> Result<Login, Unusable> {
+    let oauth = match (&remote.password_secret_ref, &remote.oauth2) {
+        (Some(at), None) => {
+            return Ok(Login::Password(shared.secret(SecretKind::Secret, namespace, &at.name, &at.key)));
+        }
+        (_, Some(oauth)) => oauth,
+        (None, None) => return unusable("spec.remote", "write passwordSecretRef: {name: SECRET}"),
+    };
+    if let Err(message) = Url::parse(&oauth.token_url) {
+        return unusable("spec.remote.oauth2.tokenUrl", message);
     }
+    let mut secret = |at: &api::KeyRef| shared.secret(SecretKind::Secret, namespace, &at.name, &at.key);
+    let client_secret = oauth.client_secret_ref.as_ref().map(&mut secret);
+    let refresh_token = oauth.refresh_token_secret_ref.as_ref().map(&mut secret);
+    Ok(Login::OAuth2(Arc::new(OAuth2 {
+        token_url: shared.text(&oauth.token_url),
+        client_id: shared.text(&oauth.client_id),
+        scopes: oauth.scopes.iter().map(|scope| shared.text(scope)).collect(),
+        client_secret,
+        refresh_token,
+        ca: oauth.ca_ref.as_ref().map(|at| shared.ca(namespace, at)),
+    })))
 }
 
 /// Splits `name[:port]` or `[v6]:port`; the host in lower case, without
@@ -272,7 +289,7 @@ pub(crate) fn destination(
             endpoint: Endpoint::Tcp(shared.text(&smtp.host.to_ascii_lowercase()), port),
             ehlo_name: smtp.ehlo_name.as_deref().map(|name| shared.text(name)),
             tls,
-            auth: smtp.auth.as_ref().map(|auth| login(shared, auth, namespace)),
+            auth: smtp.auth.as_ref().map(|auth| delivery_login(shared, auth, namespace)),
             detail_separator: shared.text("+"),
             null_sender_without_dsn: smtp.without_dsn == api::WithoutDsn::NullSender,
         })
@@ -296,7 +313,7 @@ pub(crate) fn destination(
             endpoint,
             ehlo_name: lmtp.ehlo_name.as_deref().map(|name| shared.text(name)),
             tls,
-            auth: lmtp.auth.as_ref().map(|auth| login(shared, auth, namespace)),
+            auth: lmtp.auth.as_ref().map(|auth| delivery_login(shared, auth, namespace)),
             detail_separator: shared.text(&lmtp.detail_separator),
             null_sender_without_dsn: true,
         })
@@ -361,7 +378,7 @@ fn delivery_tls(
     })
 }
 
-fn login(
+fn delivery_login(
     shared: &mut Shared,
     auth: &api::DeliveryAuth,
     namespace: &dyn Fn(SecretKind, &str) -> Arc<str>,

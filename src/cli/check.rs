@@ -16,6 +16,7 @@ use crate::engine::ports::Unobserved;
 use crate::engine::report::PollError;
 use crate::local::ledger::FileLedgers;
 use crate::local::manifests::Configuration;
+use crate::local::tokens::FileTokens;
 use crate::telemetry::logs;
 
 /// Validates, and with `--connect` logs in everywhere.
@@ -52,7 +53,10 @@ async fn connect(arguments: &Arguments, configuration: &Configuration) -> bool {
     let settings = Arc::new(configuration.settings.clone());
     process::raise_file_limit(settings.processors);
     let ledgers = Arc::new(FileLedgers::read_only(&arguments.state.path()));
-    let engine = process::engine(configuration.secrets.clone(), ledgers, Arc::new(Unobserved), [0; 16]);
+    // A refresh token that a provider gives has to be kept, whoever asked.
+    let tokens = FileTokens::new(&arguments.state.path());
+    let engine =
+        process::engine(configuration.secrets.clone(), tokens, ledgers, Arc::new(Unobserved), [0; 16]);
     let engine = Arc::new(engine);
     let everywhere = Arc::new(Semaphore::new(settings.processors.max(1) as usize));
     let of_one =

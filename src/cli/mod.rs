@@ -2,6 +2,7 @@
 
 mod check;
 mod cluster;
+mod oauth;
 mod process;
 mod progress;
 mod run;
@@ -58,6 +59,9 @@ enum Command {
     Worker(cluster::Process),
     /// In a small cluster: controller and worker in one process
     Combined(cluster::Process),
+    /// Sign in at an OAuth 2.0 provider, for mailboxes that take no passwords
+    #[command(name = "oauth")]
+    OAuth(oauth::OAuth),
     /// Print the CustomResourceDefinitions, for kubectl apply -f -
     Crds,
     /// Print a completion script for a shell
@@ -229,6 +233,7 @@ fn dispatch(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(arguments) => block_on(run::run(arguments)),
         Command::Check(arguments) => block_on(check::check(arguments)),
         Command::Status(arguments) => status::status(&arguments),
+        Command::OAuth(arguments) => block_on(oauth::run(arguments)),
         Command::Controller(arguments) => block_on(cluster::run(cluster::Part::Controller, arguments)),
         Command::Worker(arguments) => block_on(cluster::run(cluster::Part::Worker, arguments)),
         Command::Combined(arguments) => block_on(cluster::run(cluster::Part::Combined, arguments)),

@@ -10,7 +10,9 @@ use crate::engine::ports::{LedgerStore, Observer, Pending, Secrets, Stage};
 use crate::engine::report::Report;
 use crate::engine::sink::{MailPool, Sinks};
 use crate::local::maildir::MaildirSink;
+use crate::local::tokens::FileTokens;
 use crate::net::Connector;
+use crate::oauth::Tokens;
 use crate::run::Poller;
 
 /// Descriptors beside those of sessions: logs, ledgers, metrics, manifests.
@@ -20,6 +22,7 @@ const MANY_FILES: u64 = 65_536;
 /// An engine over the real network.
 pub(super) fn engine(
     secrets: impl Secrets + 'static,
+    tokens: FileTokens,
     ledgers: Arc<dyn LedgerStore>,
     observer: Arc<dyn Observer>,
     trace_key: [u8; 16],
@@ -30,7 +33,8 @@ pub(super) fn engine(
     let mail = MailPool::new(Arc::clone(&connector), Arc::clone(&secrets), Arc::clone(&host_name));
     let maildir = MaildirSink::new(&host_name);
     let sink = Arc::new(Sinks::new(Arc::new(mail), Some(Arc::new(maildir))));
-    Engine { connector, secrets, ledgers, sink, observer, host_name, trace_key }
+    let tokens = Tokens::new(Arc::clone(&connector), Arc::clone(&secrets), Arc::new(tokens));
+    Engine { connector, secrets, tokens, ledgers, sink, observer, host_name, trace_key }
 }
 
 impl Poller for Engine {

@@ -20,6 +20,7 @@ use crate::local::ledger::FileLedgers;
 use crate::local::manifests::{Configuration, Diagnostic, MemorySecrets, Severity, Watcher};
 use crate::local::state::{StateDir, StateError};
 use crate::local::status::StatusStore;
+use crate::local::tokens::FileTokens;
 use crate::run::{Audience, Desired, Nobody, Parts, Relay, Run};
 use crate::shutdown;
 use crate::telemetry::http::{self, Health};
@@ -112,7 +113,13 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     let (observer, heard) = Relay::new(Arc::clone(&metrics), watching);
     let ledgers = Arc::new(Owing::new(Arc::new(FileLedgers::new(Arc::clone(&state))), Always));
     let trace_key = identity::trace_key(&state).map_err(|error| misconfigured(&error))?;
-    let engine: Engine = process::engine(secrets.clone(), ledgers, Arc::new(observer), trace_key);
+    let engine: Engine = process::engine(
+        secrets.clone(),
+        FileTokens::new(state.path()),
+        ledgers,
+        Arc::new(observer),
+        trace_key,
+    );
     let statuses = StatusStore::new(Arc::clone(&state));
     let past = statuses.load_all().await;
     if let Some(progress) = &progress {

@@ -23,6 +23,9 @@ pub enum Code {
     AuthFailed,
     /// The server offers no mechanism that this record may use.
     AuthUnavailable,
+    /// The OAuth provider gave no access token: it cannot be reached, or
+    /// answers with something else.
+    TokenUnavailable,
     /// The maildrop is in use by another session.
     MailboxLocked,
     /// The server asks to wait between logins.
@@ -79,6 +82,7 @@ impl Code {
         Self::TlsFailed,
         Self::AuthFailed,
         Self::AuthUnavailable,
+        Self::TokenUnavailable,
         Self::MailboxLocked,
         Self::LoginDelay,
         Self::ServerBusy,
@@ -114,6 +118,7 @@ impl Code {
             Self::TlsFailed => "TlsFailed",
             Self::AuthFailed => "AuthFailed",
             Self::AuthUnavailable => "AuthUnavailable",
+            Self::TokenUnavailable => "TokenUnavailable",
             Self::MailboxLocked => "MailboxLocked",
             Self::LoginDelay => "LoginDelay",
             Self::ServerBusy => "ServerBusy",

@@ -134,14 +134,65 @@ pub struct Remote {
     pub port: u16,
     /// User name at the server.
     pub account: Arc<str>,
-    /// Where the password is.
-    pub password: SecretRef,
+    /// What proves who we are. In a slice it is the field `password` or
+    /// `oauth2`: who does not know the latter finds neither, and says so.
+    #[serde(flatten)]
+    pub login: Login,
     /// The mechanism to use.
     pub auth: AuthChoice,
     /// APOP may be used: the record *and* the settings say so.
     pub apop: bool,
     /// Transport security. Shared where records say the same.
     pub tls: Arc<TlsPolicy>,
+}
+
+/// What a login is done with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Login {
+    /// Where the password is.
+    #[serde(rename = "password")]
+    Password(SecretRef),
+    /// How to get access tokens.
+    #[serde(rename = "oauth2")]
+    OAuth2(Arc<OAuth2>),
+}
+
+impl Login {
+    /// The Secrets and `ConfigMaps` that it names.
+    pub fn refs(&self) -> impl Iterator<Item = &SecretRef> {
+        let (password, oauth) = match self {
+            Self::Password(at) => (Some(at), None),
+            Self::OAuth2(oauth) => (None, Some(oauth)),
+        };
+        let oauth = oauth
+            .into_iter()
+            .flat_map(|oauth| oauth.refresh_token.iter().chain(&oauth.client_secret).chain(&oauth.ca));
+        password.into_iter().chain(oauth)
+    }
+}
+
+/// `spec.remote.oauth2`: how to get access tokens (RFC 6749).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OAuth2 {
+    /// The provider's token endpoint: `https`, or `http` on this machine.
+    pub token_url: Arc<str>,
+    /// The client's identifier.
+    pub client_id: Arc<str>,
+    /// What to ask for; in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scopes: Vec<Arc<str>>,
+    /// Where the client's secret is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_secret: Option<SecretRef>,
+    /// Where the user's refresh token is; without one the client asks in its
+    /// own name (`client_credentials`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_token: Option<SecretRef>,
+    /// PEM certificates that the endpoint is trusted by instead of the
+    /// platform's roots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<SecretRef>,
 }
 
 /// `spec.remote.auth`; mechanisms that this build does not know are refused

@@ -11,6 +11,7 @@
 //! behind the message that did it.
 
 mod batch;
+mod credentials;
 mod incoming;
 pub mod owed;
 mod plan;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 pub use session::Checked;
 
 use crate::net::Connector;
+use crate::oauth::Tokens;
 use ports::{LedgerStore, MailSink, Observer, Secrets};
 
 /// Polls maildrops. One a process; cheap to share.
@@ -38,6 +40,8 @@ pub struct Engine {
     pub connector: Arc<Connector>,
     /// Reads passwords and certificates.
     pub secrets: Arc<dyn Secrets>,
+    /// Gets access tokens.
+    pub tokens: Tokens,
     /// Remembers UIDs.
     pub ledgers: Arc<dyn LedgerStore>,
     /// Takes messages.

@@ -115,6 +115,82 @@ impl LedgerError {
     }
 }
 
+/// Which refresh token: it stands for the one that the user gave, and for all
+/// that the provider gave in its place since.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TokenId {
+    /// A digest of token endpoint, client, account and the user's refresh token:
+    /// who does not have that token does not come by its successors.
+    pub digest: [u8; 20],
+    /// The account at the remote server, for people.
+    pub account: Arc<str>,
+    /// The token endpoint, for people.
+    pub token_url: Arc<str>,
+}
+
+impl TokenId {
+    /// The digest in hexadecimal: 40 digits.
+    pub fn hex(&self) -> String {
+        use std::fmt::Write as _;
+        self.digest.iter().fold(String::with_capacity(40), |mut hex, octet| {
+            // Writing to a String does not fail.
+            write!(hex, "{octet:02x}").ok();
+            hex
+        })
+    }
+}
+
+/// A refresh token as it is kept.
+#[derive(Clone)]
+pub struct KeptToken {
+    /// The token.
+    pub token: Zeroizing<String>,
+    /// Tells this state of the store from others.
+    pub version: String,
+}
+
+impl std::fmt::Debug for KeptToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeptToken").field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+/// Keeps the refresh tokens that providers give in place of those before.
+pub trait TokenStore: Send + Sync {
+    /// The newest one; `None` while the provider has given none.
+    ///
+    /// # Errors
+    /// Where it cannot be told: the user's own token, which may be used up, must
+    /// not be shown in its place.
+    fn load<'a>(&'a self, id: &'a TokenId) -> Pending<'a, Result<Option<KeptToken>, TokenStoreError>>;
+
+    /// Makes `token` durable in place of `before` (its version; `None`: there
+    /// is none yet).
+    ///
+    /// # Errors
+    /// [`TokenStoreError::Conflict`] when another one is there.
+    fn save<'a>(
+        &'a self,
+        id: &'a TokenId,
+        token: &'a str,
+        before: Option<&'a str>,
+    ) -> Pending<'a, Result<(), TokenStoreError>>;
+}
+
+/// Why a refresh token could not be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenStoreError {
+    /// Somebody else wrote first.
+    #[error("{0}")]
+    Conflict(String),
+    /// What is stored cannot be understood.
+    #[error("{0}")]
+    Damaged(String),
+    /// Not now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
 /// Takes messages: SMTP, LMTP or Maildir.
 pub trait MailSink: Send + Sync {
     /// Opens the way to `route` for one poll. Connections may be made (and

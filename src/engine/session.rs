@@ -6,17 +6,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use super::Engine;
+use super::credentials::{Ready, secret};
 use super::plan::Plan;
-use super::ports::{SecretError, Secrets};
+use super::ports::Secrets;
 use super::report::{PollError, Scope};
 use crate::domain::code::Code;
 use crate::domain::envelope::Recipient;
 use crate::domain::ledger::{Findings, Survey};
 use crate::domain::text::causes;
-use crate::domain::work::{Endpoint, SecretRef, Settings, TlsMode, TlsPolicy, WorkItem};
+use crate::domain::work::{Endpoint, Settings, TlsMode, TlsPolicy, WorkItem};
 use crate::message::{Trace, TraceContext};
 use crate::net::{ChannelBindings, ConnectOptions, Stream, TlsMaterial};
 use crate::pop3::{
@@ -79,16 +78,31 @@ pub(super) async fn open(
     plan: &mut Plan,
 ) -> Result<Session, PollError> {
     let material = tls_material(&*engine.secrets, &item.remote.tls).await?;
-    let password = secret(&*engine.secrets, &item.remote.password).await?;
-    let knew = plan.without_capa;
-    let credentials = Credentials::password(&*item.remote.account, password);
-    credentials.validate().map_err(|error| unusable(&item.remote.password, &error))?;
-    let client = match connect(engine, item, settings, &material, plan).await {
-        // The server hung up on CAPA: it is not asked again.
-        Err(_) if plan.without_capa && !knew => connect(engine, item, settings, &material, plan).await?,
-        other => other?,
-    };
-    log_in(client, item, &credentials, plan).await
+    let mut ready = Ready::new(engine, item, settings).await?;
+    loop {
+        let knew = plan.without_capa;
+        let client = match connect(engine, item, settings, &material, plan).await {
+            // The server hung up on CAPA: it is not asked again.
+            Err(_) if plan.without_capa && !knew => connect(engine, item, settings, &material, plan).await?,
+            other => other?,
+        };
+        match log_in(client, item, &ready.credentials, plan).await {
+            Ok(session) => return Ok(session),
+            Err(LoginFailed::Token(why)) if ready.refused(engine) => {
+                tracing::info!("{}: trying another token", why.message);
+                // That one is fresh: there is no third.
+                ready = Ready::new(engine, item, settings).await?;
+            }
+            Err(LoginFailed::Token(error) | LoginFailed::Other(error)) => return Err(error),
+        }
+    }
+}
+
+/// Why there is no session.
+enum LoginFailed {
+    /// The access token was refused.
+    Token(PollError),
+    Other(PollError),
 }
 
 async fn connect(
@@ -158,12 +172,11 @@ async fn log_in(
     item: &WorkItem,
     credentials: &Credentials,
     plan: &Plan,
-) -> Result<Session, PollError> {
+) -> Result<Session, LoginFailed> {
     let tls = &item.remote.tls;
-    let clearance = client.stream().clearance(tls).map_err(|error| PollError {
-        code: error.code(),
-        message: error.to_string(),
-        scope: Scope::Host,
+    let clearance = client.stream().clearance(tls).map_err(|error| {
+        let (code, message) = (error.code(), error.to_string());
+        LoginFailed::Other(PollError { code, message, scope: Scope::Host })
     })?;
     let bindings = client.stream().channel_bindings();
     let binding = channel_binding(&bindings);
@@ -180,8 +193,11 @@ async fn log_in(
     };
     let peer = client.stream().peer().map(|peer| peer.ip());
     let version = client.stream().tls_version();
-    client.utf8().await.map_err(|error| protocol(&error))?;
-    let mechanism = client.login(credentials, &policy).await.map_err(|error| protocol(&error))?;
+    client.utf8().await.map_err(|error| LoginFailed::Other(protocol(&error)))?;
+    let mechanism = client.login(credentials, &policy).await.map_err(|error| {
+        let failed = if error.refuses_token() { LoginFailed::Token } else { LoginFailed::Other };
+        failed(protocol(&error))
+    })?;
     Ok(Session {
         client,
         asks_capa: !plan.without_capa,
@@ -344,28 +360,6 @@ async fn tls_material(secrets: &dyn Secrets, policy: &TlsPolicy) -> Result<TlsMa
         material.client_pem = Some((chain, secret(secrets, key).await?));
     }
     Ok(material)
-}
-
-async fn secret(secrets: &dyn Secrets, at: &SecretRef) -> Result<Zeroizing<Vec<u8>>, PollError> {
-    secrets.get(at).await.map_err(|error| match error {
-        SecretError::Missing(message) | SecretError::Unavailable(message) => {
-            local(Code::SecretMissing, message)
-        }
-    })
-}
-
-/// Credentials that cannot be sent; whoever is to mend a password is told where
-/// it is.
-fn unusable(at: &SecretRef, error: &Error) -> PollError {
-    let message = match error {
-        Error::Password(_) => format!("Secret {}/{}, key {}: {error}", at.namespace, at.name, at.key),
-        _ => error.to_string(),
-    };
-    local(error.code(), message)
-}
-
-fn local(code: Code, message: String) -> PollError {
-    PollError { code, message, scope: Scope::Local }
 }
 
 /// A failure of the POP3 side.

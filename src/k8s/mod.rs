@@ -8,4 +8,5 @@ pub mod lease;
 pub mod ledger;
 pub mod secrets;
 pub mod status;
+pub mod tokens;
 pub(crate) mod watching;

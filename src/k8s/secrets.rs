@@ -154,7 +154,7 @@ impl Secrets for ApiSecrets {
 fn used_by(item: &WorkItem) -> impl Iterator<Item = &SecretRef> {
     let tls = &item.remote.tls;
     let client = tls.client_certificate.iter().flat_map(|(chain, key)| [chain, key]);
-    std::iter::once(&item.remote.password).chain(&tls.ca).chain(client)
+    item.remote.login.refs().chain(&tls.ca).chain(client)
 }
 
 fn pick(object: &Object, at: &SecretRef) -> Result<Zeroizing<Vec<u8>>, SecretError> {

@@ -7,3 +7,4 @@ pub mod maildir;
 pub mod manifests;
 pub mod state;
 pub mod status;
+pub mod tokens;

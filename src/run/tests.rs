@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::*;
 use crate::domain::envelope::Mailbox;
 use crate::domain::work::{
-    AuthChoice, Destination, Limits, OnReject, OnUidChange, Remote, SecretKind, SecretRef,
+    AuthChoice, Destination, Limits, Login, OnReject, OnUidChange, Remote, SecretKind, SecretRef,
 };
 use crate::engine::ports::{Observer, Pending};
 use crate::engine::report::Counters;
@@ -131,12 +131,12 @@ fn item(name: &str, host: &str) -> WorkItem {
             host: host.into(),
             port: 995,
             account: name.into(),
-            password: SecretRef {
+            login: Login::Password(SecretRef {
                 kind: SecretKind::Secret,
                 namespace: "mail".into(),
                 name: "s".into(),
                 key: "password".into(),
-            },
+            }),
             auth: AuthChoice::Auto,
             apop: false,
             tls: Arc::default(),

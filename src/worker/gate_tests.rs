@@ -12,7 +12,7 @@ use crate::domain::shards::holding::{Heard, Member, Order, Renewed, ShardSeen};
 use crate::domain::shards::timing::{Boot, Timing};
 use crate::domain::shards::{Incarnation, ShardId};
 use crate::domain::work::{
-    AuthChoice, Destination, Limits, OnReject, OnUidChange, RecordKey, Remote, SecretKind, SecretRef,
+    AuthChoice, Destination, Limits, Login, OnReject, OnUidChange, RecordKey, Remote, SecretKind, SecretRef,
     TlsPolicy,
 };
 use crate::engine::ports::{LedgerError, LedgerStore};
@@ -34,7 +34,7 @@ fn work(name: &str) -> WorkItem {
             host: "pop.example".into(),
             port: 995,
             account: name.into(),
-            password: at("isp"),
+            login: Login::Password(at("isp")),
             auth: AuthChoice::Auto,
             apop: false,
             tls: Arc::new(TlsPolicy::default()),

@@ -29,7 +29,9 @@ use crate::k8s::lease::Membership;
 use crate::k8s::ledger::{ConfigMapLedgers, Holdings, Owner};
 use crate::k8s::secrets::ApiSecrets;
 use crate::k8s::status::StatusWriter;
+use crate::k8s::tokens::SecretTokens;
 use crate::net::Connector;
+use crate::oauth::Tokens;
 use crate::run::status::Snapshot;
 use crate::run::{DRAIN_LIMIT, Parts, Relay, Run};
 use crate::telemetry::http::Health;
@@ -137,13 +139,15 @@ pub async fn run(
     let (desired, mut wishes) = mpsc::channel(1);
     let (end, ended) = watch::channel(Stage::Running);
     let shards: Api<RpopShard> = Api::namespaced(client.clone(), &cluster.namespace);
+    let tokens = SecretTokens::new(client.clone(), &cluster.namespace);
     let polls = (Arc::clone(&metrics), Arc::clone(&health), Arc::clone(&reporter), roster.clone());
     let mut polling = tokio::spawn(async move {
         let (metrics, health, reporter, roster) = polls;
         // The first wish comes when the settings are known.
         let Some(first) = wishes.recv().await else { return };
         let trace_key = identity::trace_key(&shards).await;
-        let engine = engine(secrets, Arc::clone(&ledgers) as _, observer, trace_key, options.host_name);
+        let engine =
+            engine(secrets, tokens, Arc::clone(&ledgers) as _, observer, trace_key, options.host_name);
         let parts = Parts {
             poller: Arc::new(Gate::new(Arc::new(engine), roster, ledgers)),
             metrics,
@@ -204,6 +208,7 @@ pub async fn run(
 
 fn engine(
     secrets: ApiSecrets,
+    tokens: SecretTokens,
     ledgers: Arc<dyn LedgerStore>,
     observer: Relay,
     trace_key: [u8; 16],
@@ -213,5 +218,7 @@ fn engine(
     let secrets: Arc<dyn Secrets> = Arc::new(secrets);
     let mail = MailPool::new(Arc::clone(&connector), Arc::clone(&secrets), Arc::clone(&host_name));
     let sink = Arc::new(Sinks::new(Arc::new(mail), None));
-    Engine { connector, secrets, ledgers, sink, observer: Arc::new(observer), host_name, trace_key }
+    let tokens = Tokens::new(Arc::clone(&connector), Arc::clone(&secrets), Arc::new(tokens));
+    let observer = Arc::new(observer);
+    Engine { connector, secrets, tokens, ledgers, sink, observer, host_name, trace_key }
 }

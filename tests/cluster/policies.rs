@@ -4,6 +4,8 @@
 
 use std::sync::LazyLock;
 
+use rpop::engine::ports::{TokenId, TokenStore as _, TokenStoreError};
+use rpop::k8s::tokens::SecretTokens;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Identity, SYSTEM, Server};
@@ -273,6 +275,75 @@ async fn of_all_config_maps_a_worker_writes_ledgers_only() {
     worker.patches(server, &own, &changed).succeeds();
     worker.tries(server, &[&["delete"], &own[..]].concat(), "").succeeds();
     forbidden(worker.tries(server, &["-n", "default", "get", "configmaps"], ""), "configmaps");
+}
+
+#[tokio::test]
+async fn of_all_secrets_a_worker_writes_refresh_tokens_only() {
+    let Some(server) = installed() else { return };
+    let worker = worker(server, "tokens").await;
+    let secret = |name: &str, namespace: &str, kind: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": kind,
+            "metadata": {"name": name, "namespace": namespace}, "data": {"refreshToken": "cg=="},
+        })
+    };
+    let (ours, why) = (format!("rpop-token-{}", "0a".repeat(20)), "no Secrets but refresh tokens");
+    let foreign = format!("rpop-token-{}", "0b".repeat(20));
+    server.apply(&secret("relay", SYSTEM, "Opaque").to_string()).succeeds();
+    // One under the name of a token that is somebody else's.
+    server.apply(&secret(&foreign, SYSTEM, "Opaque").to_string()).succeeds();
+    let replace = |object: &Value| worker.tries(server, &["replace", "-f", "-"], &object.to_string());
+
+    forbidden(worker.creates(server, &secret("mine", SYSTEM, "rpop.dev/token")), why);
+    forbidden(worker.creates(server, &secret("rpop-token-x", SYSTEM, "rpop.dev/token")), why);
+    forbidden(worker.creates(server, &secret(&ours, SYSTEM, "Opaque")), why);
+    forbidden(replace(&secret("relay", SYSTEM, "Opaque")), why);
+    forbidden(replace(&secret(&foreign, SYSTEM, "Opaque")), why);
+    // Elsewhere it writes none at all.
+    forbidden(worker.creates(server, &secret(&ours, "default", "rpop.dev/token")), "secrets");
+
+    worker.creates(server, &secret(&ours, SYSTEM, "rpop.dev/token")).succeeds();
+    replace(&secret(&ours, SYSTEM, "rpop.dev/token")).succeeds();
+    forbidden(worker.tries(server, &["-n", SYSTEM, "delete", "secret", &ours], ""), "secrets");
+}
+
+#[tokio::test]
+async fn refresh_tokens_are_kept_in_secrets_by_whoever_saw_the_newest() {
+    let Some(server) = installed() else { return };
+    let client = worker(server, "keeper").await.client().await;
+    let (one, other) = (SecretTokens::new(client.clone(), SYSTEM), SecretTokens::new(client, SYSTEM));
+    let id = TokenId {
+        digest: [0xc5; 20],
+        account: "alice@contoso.example".into(),
+        token_url: "https://login.example/token".into(),
+    };
+    assert!(one.load(&id).await.unwrap().is_none());
+    one.save(&id, "r1", None).await.unwrap();
+    let seen = other.load(&id).await.unwrap().unwrap();
+    assert_eq!(seen.token.as_str(), "r1");
+    one.save(&id, "r2", Some(&seen.version)).await.unwrap();
+    for before in [None, Some(&*seen.version)] {
+        let error = other.save(&id, "r3", before).await.unwrap_err();
+        assert!(matches!(error, TokenStoreError::Conflict(_)), "{error}");
+    }
+    let newest = other.load(&id).await.unwrap().unwrap();
+    assert_eq!(newest.token.as_str(), "r2");
+
+    // For people: whose it is. And what somebody spoiled is not no token.
+    let name = SecretTokens::name(&id);
+    let shown = ["-n", SYSTEM, "get", "secret", &name, "-o", "jsonpath={.metadata.annotations}{.type}"];
+    let shown = server.kubectl(&shown).succeeds();
+    assert!(shown.contains("alice@contoso.example") && shown.ends_with("rpop.dev/token"), "{shown}");
+    let spoiled = r#"{"data": {"refreshToken": ""}}"#;
+    server.kubectl(&["-n", SYSTEM, "patch", "secret", &name, "--type=merge", "-p", spoiled]).succeeds();
+    assert!(matches!(one.load(&id).await, Err(TokenStoreError::Damaged(_))));
+
+    // One that was deleted meanwhile is made anew only by who knows that.
+    server.kubectl(&["-n", SYSTEM, "delete", "secret", &name]).succeeds();
+    let error = other.save(&id, "r3", Some(&newest.version)).await.unwrap_err();
+    assert!(matches!(error, TokenStoreError::Conflict(_)), "{error}");
+    other.save(&id, "r3", None).await.unwrap();
+    assert_eq!(one.load(&id).await.unwrap().unwrap().token.as_str(), "r3");
 }
 
 #[tokio::test]

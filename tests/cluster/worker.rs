@@ -7,6 +7,7 @@ mod stage;
 use std::time::Duration;
 
 use rpop::api::SLICE_FORMAT;
+use rpop::domain::work::Login;
 use rustix::process::Signal;
 
 use self::stage::{Stage, each_once, prepare, server};
@@ -112,7 +113,8 @@ async fn a_secret_that_comes_or_changes_is_used_soon() {
     let stage = Stage::new(server).await;
     let (pop3, smtp) = (Pop3::new().generated("m", 1, 500).start(), Smtp::new().start());
     let mut item = stage.record("secretive", pop3.port(), smtp.port()).await;
-    item.remote.password.name = "later".into();
+    let Login::Password(at) = &mut item.remote.login else { panic!("a password") };
+    at.name = "later".into();
     stage.share("shard-003", &[vec![item]]).await;
     let worker = stage.worker("secrets").await;
     stage.give("shard-003", &worker.me).await;

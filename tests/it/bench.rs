@@ -2,6 +2,7 @@
 //! ledger in memory that can be made to fail.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use rpop::domain::envelope::Mailbox;
 use rpop::domain::ledger::{Change, Ledger, State};
 use rpop::domain::work::{
-    AuthChoice, Destination, Endpoint, Limits, MailHost, OnReject, OnUidChange, RecordKey, Remote,
+    AuthChoice, Destination, Endpoint, Limits, Login, MailHost, OnReject, OnUidChange, RecordKey, Remote,
     SecretKind, SecretRef, Settings, TlsMode, TlsPolicy, WorkItem,
 };
 use rpop::engine::Engine;
@@ -17,7 +18,9 @@ use rpop::engine::owed::{Always, Owing};
 use rpop::engine::ports::{LedgerError, LedgerStore, Pending, SecretError, Secrets, Stage, Unobserved};
 use rpop::engine::report::Report;
 use rpop::engine::sink::MailPool;
+use rpop::local::tokens::FileTokens;
 use rpop::net::Connector;
+use rpop::oauth::Tokens;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -98,6 +101,11 @@ impl Bench {
         let memory = Arc::new(Memory::default());
         let engine = Engine {
             sink: Arc::new(MailPool::new(Arc::clone(&connector), Arc::clone(&secrets), "test.host".into())),
+            tokens: Tokens::new(
+                Arc::clone(&connector),
+                Arc::clone(&secrets),
+                Arc::new(FileTokens::new(Path::new("/nonexistent"))),
+            ),
             connector,
             secrets,
             ledgers: Arc::new(Owing::new(Arc::clone(&memory) as _, Always)),
@@ -120,7 +128,7 @@ impl Bench {
                 host: "127.0.0.1".into(),
                 port: from.port(),
                 account: "alice".into(),
-                password,
+                login: Login::Password(password),
                 auth: AuthChoice::Auto,
                 apop: false,
                 tls: Arc::new(TlsPolicy { mode: TlsMode::None, ..TlsPolicy::default() }),

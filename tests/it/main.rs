@@ -26,6 +26,7 @@ mod faults;
 mod framing;
 mod layers;
 mod notification;
+mod oauth;
 mod parts;
 mod resources;
 mod session;

@@ -399,7 +399,10 @@ impl Loader {
                 account: node.locate("spec.account"),
                 mailbox: node.locate("spec.mailbox"),
                 special: node.locate("spec.special"),
-                password: node.locate("spec.remote.passwordSecretRef.name"),
+                password: node.locate(match &spec.remote.oauth2 {
+                    None => "spec.remote.passwordSecretRef.name",
+                    Some(_) => "spec.remote.oauth2.refreshTokenSecretRef.name",
+                }),
                 ca: node.locate("spec.tls.caRef.name"),
                 certificate: node.locate("spec.tls.clientCertificateSecretRef.name"),
                 apop: node.locate("spec.apop"),

@@ -19,7 +19,7 @@ use crate::api::checks::{self, Claim};
 use crate::api::work;
 use crate::domain::code::Code;
 use crate::domain::envelope::Mailbox;
-use crate::domain::work::{Destination, SecretKind, SecretRef, Settings};
+use crate::domain::work::{Destination, Login, OAuth2, SecretKind, SecretRef, Settings};
 use crate::run::Problem;
 
 /// A domain, or an alias of one, that records can be delivered to.
@@ -256,8 +256,13 @@ fn settle(
         message,
         keep: keep && code == Code::SecretMissing,
     };
-    check_password(secrets, &item.remote.password)
-        .map_err(|error| (draft.password, "spec.remote.passwordSecretRef", problem(error)))?;
+    match &item.remote.login {
+        Login::Password(at) => check_password(secrets, at)
+            .map_err(|error| (draft.password, "spec.remote.passwordSecretRef", problem(error)))?,
+        Login::OAuth2(oauth) => {
+            check_oauth(secrets, oauth).map_err(|(path, error)| (draft.password, path, problem(error)))?;
+        }
+    }
     if let Some(ca) = &item.remote.tls.ca {
         check_pem(secrets, ca, "CERTIFICATE")
             .map_err(|error| (draft.ca, "spec.tls.caRef", problem(error)))?;
@@ -288,6 +293,34 @@ fn check_password(secrets: &MemorySecrets, at: &SecretRef) -> Result<(), (Code, 
         _ => return Ok(()),
     };
     Err((Code::SecretInvalid, format!("{place}: {wrong}")))
+}
+
+/// What is said of the Secrets of `oauth2`, and of which of them.
+type Unfit = (&'static str, (Code, String));
+
+fn check_oauth(secrets: &MemorySecrets, oauth: &OAuth2) -> Result<(), Unfit> {
+    const REFRESH: &str = "spec.remote.oauth2.refreshTokenSecretRef";
+    const SECRET: &str = "spec.remote.oauth2.clientSecretRef";
+    let texts =
+        [(&oauth.refresh_token, REFRESH, "refresh token"), (&oauth.client_secret, SECRET, "client secret")];
+    for (at, path, what) in texts.into_iter().filter_map(|(at, path, what)| Some((at.as_ref()?, path, what)))
+    {
+        let octets = secrets
+            .find(at)
+            .map_err(|message| (path, (Code::SecretMissing, missing(secrets, at, message))))?;
+        crate::oauth::check_secret(&octets, what).map_err(|why| {
+            (
+                path,
+                (Code::SecretInvalid, format!("Secret {}/{}, key {}: {why}", at.namespace, at.name, at.key)),
+            )
+        })?;
+    }
+    match &oauth.ca {
+        Some(ca) => {
+            check_pem(secrets, ca, "CERTIFICATE").map_err(|error| ("spec.remote.oauth2.caRef", error))
+        }
+        None => Ok(()),
+    }
 }
 
 fn check_pem(secrets: &MemorySecrets, at: &SecretRef, what: &str) -> Result<(), (Code, String)> {

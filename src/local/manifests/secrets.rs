@@ -108,7 +108,9 @@ pub(super) fn used_by(item: &WorkItem) -> impl Iterator<Item = &SecretRef> {
     let hosts = std::iter::once(&item.destination)
         .chain(everywhere.map(|place| &place.destination))
         .flat_map(|to| to.smtp.iter().chain(&to.lmtp));
-    std::iter::once(&item.remote.password)
+    item.remote
+        .login
+        .refs()
         .chain(&tls.ca)
         .chain(tls.client_certificate.iter().flat_map(|(chain, key)| [chain, key]))
         .chain(

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::code::Code;
-use crate::domain::work::{AuthChoice, Endpoint, OnReject, SecretKind, SecretRef, TlsMode};
+use crate::domain::work::{AuthChoice, Endpoint, Login, OnReject, SecretKind, SecretRef, TlsMode};
 use crate::engine::ports::Secrets as _;
 
 const DOMAIN: &str = "\
@@ -243,18 +243,49 @@ fn every_mechanism_that_can_be_written_reaches_the_engine() {
 
 #[test]
 fn what_this_version_cannot_do_is_refused_and_not_ignored() {
-    let oauth = REMOTE.replace(
-        "passwordSecretRef: {name: isp}",
-        "oauth2: {tokenUrl: 'https://x.example/', clientId: c, refreshTokenSecretRef: {name: t}}",
-    );
-    let read = load(&[("d.yaml", DOMAIN), ("record.yaml", &record(&oauth))]);
-    assert!(only_error(&read).contains("`oauth2` is not supported by this version yet"));
     for lines in ["useDomainAddresses: true", "activitySchedule: {windows: [{from: '08:00', to: '18:00'}]}"] {
         let text = format!(
             "apiVersion: rpop.dev/v1alpha1\nkind: RpopSettings\nmetadata: {{name: default}}\nspec:\n  {lines}\n"
         );
         assert!(only_error(&load(&[("s.yaml", &text)])).contains("is not supported by this version yet"));
     }
+}
+
+#[test]
+fn access_tokens_need_what_they_are_got_by() {
+    let oauth = |more: &str| {
+        let oauth = format!("oauth2: {{tokenUrl: 'https://x.example/', clientId: c, {more}}}");
+        record(&REMOTE.replace("passwordSecretRef: {name: isp}", &oauth))
+    };
+    let text = oauth(
+        "refreshTokenSecretRef: {name: isp}, clientSecretRef: {name: isp, key: secret}, scopes: [a, b]",
+    );
+    let secret = |lines: &str| SECRET.replace("stringData: {password: hunter2}", lines);
+    let good = secret("stringData: {password: r0, secret: s}");
+    let read = load(&[("d.yaml", DOMAIN), ("r.yaml", &text), ("s.yaml", &good)]);
+    assert!(!read.has_errors(), "{}", read.report());
+    let Login::OAuth2(way) = &read.records[0].remote.login else { panic!("no tokens") };
+    let scopes: Vec<&str> = way.scopes.iter().map(|scope| &**scope).collect();
+    assert_eq!((&*way.token_url, scopes), ("https://x.example/", vec!["a", "b"]));
+    for (lines, said, code) in [
+        ("stringData: {secret: s}", "has no key `password`", Code::SecretMissing),
+        ("stringData: {password: r0}", "has no key `secret`", Code::SecretMissing),
+        (
+            "stringData: {password: \"r0\\n\", secret: s}",
+            "the refresh token ends with a line break",
+            Code::SecretInvalid,
+        ),
+        ("stringData: {password: r0, secret: \"\"}", "the client secret is empty", Code::SecretInvalid),
+    ] {
+        let read = load(&[("d.yaml", DOMAIN), ("r.yaml", &text), ("s.yaml", &secret(lines))]);
+        assert!(only_error(&read).contains(said), "{lines}: {}", read.report());
+        assert_eq!(read.problems.values().next().unwrap().code, code);
+    }
+    let neither = load(&[("d.yaml", DOMAIN), ("r.yaml", &oauth("scopes: [a]")), ("s.yaml", &good)]);
+    assert!(only_error(&neither).contains("rpop oauth login"), "{}", neither.report());
+    let clear = text.replace("https://", "http://");
+    let clear = load(&[("d.yaml", DOMAIN), ("r.yaml", &clear), ("s.yaml", &good)]);
+    assert!(only_error(&clear).contains("must not cross the network in clear text"), "{}", clear.report());
 }
 
 #[test]

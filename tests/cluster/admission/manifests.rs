@@ -210,6 +210,38 @@ fn remotes(add: &mut impl FnMut(Value, &'static str, &str)) {
     };
     add(with("refreshTokenSecretRef"), "spec.remote.oauth2.refreshTokenSecretRef.name", NAMES);
     add(with("clientSecretRef"), "spec.remote.oauth2.clientSecretRef.name", NAMES);
+    add(with("caRef"), "spec.remote.oauth2.caRef.name", NAMES);
+    add(
+        remote(
+            json!({"passwordSecretRef": null, "oauth2": {"tokenUrl": "https://login.example/", "clientId": "rpop"}}),
+        ),
+        "spec.remote.oauth2",
+        "write refreshTokenSecretRef, which `rpop oauth login` makes, or clientSecretRef alone for a client that asks \
+         in its own name",
+    );
+    for scope in ["mail imap", "m\u{e4}il", "a\n"] {
+        let mut oauth2 = good();
+        oauth2["scopes"] = json!([scope]);
+        add(
+            remote(json!({"passwordSecretRef": null, "oauth2": oauth2})),
+            "spec.remote.oauth2.scopes",
+            "write each scope as an item of its own, without blanks",
+        );
+    }
+    for token in [
+        "https://a:b@login.example/token",
+        "https://login.example/token#x",
+        "https://login.example/a b",
+        "https://login.example:0/",
+        "https://",
+    ] {
+        add(
+            remote(json!({"passwordSecretRef": null, "oauth2": oauth2(token)})),
+            "spec.remote.oauth2.tokenUrl",
+            "write the address of the token endpoint, like https://login.example/oauth2/token, without blanks, user name \
+             and fragment",
+        );
+    }
     for token in ["http://login.example/token", "http://localhost.example/", "login.example"] {
         add(
             remote(json!({"passwordSecretRef": null, "oauth2": oauth2(token)})),
@@ -393,6 +425,15 @@ pub(super) fn accepted() -> Vec<Value> {
     ] {
         all.push(record(json!({"remote": {"passwordSecretRef": null, "oauth2": oauth2(token)}})));
     }
+    let client =
+        json!({"tokenUrl": "https://login.example/", "clientId": "rpop", "clientSecretRef": {"name": "c"}});
+    all.push(record(json!({"remote": {"passwordSecretRef": null, "oauth2": client}})));
+    let own = json!({
+        "tokenUrl": "https://login.example/a@b", "clientId": "rpop",
+        "refreshTokenSecretRef": {"name": "c", "key": "refreshToken"},
+        "scopes": ["https://mail.google.com/", "offline_access"], "caRef": {"kind": "ConfigMap", "name": "ca"},
+    });
+    all.push(record(json!({"remote": {"passwordSecretRef": null, "oauth2": own}})));
     let mut named = record(json!({}));
     named["metadata"]["name"] = "a".repeat(180).into();
     all.push(named);

@@ -13,7 +13,7 @@ use kube::{Client, ResourceExt as _};
 use rpop::api::{ItemPast, RpopRecord, RpopShard, RpopWorkSlice, SLICE_FORMAT, SliceItem};
 use rpop::domain::envelope::Mailbox;
 use rpop::domain::work::{
-    AuthChoice, Destination, Endpoint, Limits, MailHost, OnReject, OnUidChange, RecordKey, Remote,
+    AuthChoice, Destination, Endpoint, Limits, Login, MailHost, OnReject, OnUidChange, RecordKey, Remote,
     SecretKind, SecretRef, TlsMode, TlsPolicy, WorkItem,
 };
 use serde_json::{Value, json};
@@ -268,12 +268,12 @@ fn work(namespace: &str, name: &str, pop3: u16, smtp: u16) -> WorkItem {
             host: "127.0.0.1".into(),
             port: pop3,
             account: "alice".into(),
-            password: SecretRef {
+            login: Login::Password(SecretRef {
                 kind: SecretKind::Secret,
                 namespace: namespace.into(),
                 name: "password".into(),
                 key: "password".into(),
-            },
+            }),
             auth: AuthChoice::Auto,
             apop: false,
             tls: Arc::new(TlsPolicy { mode: TlsMode::None, ..TlsPolicy::default() }),

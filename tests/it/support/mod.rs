@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod pop3;
 pub mod postfix;
 pub mod process;
+pub mod provider;
 pub mod proxy;
 pub mod raw;
 pub mod rig;

@@ -7,7 +7,7 @@ async fn secrets_are_read_and_exchanged_as_a_whole() {
     let folder = Folder::of(&[("d.yaml", DOMAIN), ("r.yaml", &record(REMOTE)), ("s.yaml", SECRET)]);
     let first = folder.load();
     let in_use = first.secrets.clone();
-    let at = &first.records[0].remote.password;
+    let at = first.records[0].remote.login.refs().next().unwrap();
     assert_eq!(in_use.get(at).await.unwrap().as_slice(), b"hunter2");
     folder.write("s.yaml", SECRET.replace("hunter2", "hunter3").as_bytes());
     let second = folder.load();
