@@ -85,7 +85,7 @@ class Table:
             return
         row.samples.append(sample)
         if not self.bench.keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            self.bench.discarded.add(folder)
 
     def check(self, what, measured, relation, target, unit=""):
         met = measured >= target if relation == ">=" else measured <= target
@@ -110,7 +110,8 @@ class Bench:
         self.dovecot = servers.Dovecot(self.children, root / "dovecot")
         self.sink = servers.Sink(self.children, driver, root / "sink.log")
         self.smtp_sink = servers.SmtpSink(self.children, root / "smtp-sink.log")
-        self.boxes = mail.Mailboxes(self.dovecot.mail, self.dovecot.owner, self.warm)
+        self.discarded = mail.Discarded(root / "discarded")
+        self.boxes = mail.Mailboxes(self.dovecot.mail, self.dovecot.owner, self.warm, self.discarded)
         self.rpop, self.mpop, self.getmail, self.fetchmail = Rpop(binary), Mpop(), Getmail(), Fetchmail()
         self.turn = 0
         self.proxies = {}
@@ -237,7 +238,7 @@ class Bench:
                 elif key == "dovecot":
 
                     def to_dovecot(folder):
-                        shutil.rmtree(self.dovecot.mail / "dest", ignore_errors=True)
+                        self.discarded.add(self.dovecot.mail / "dest")
                         argv, env = self.rpop.one(folder, pop, "box", Rpop.lmtp(self.dovecot.lmtp))
                         return argv, env, lambda sample: failing(
                             sample, lambda: self.filed(self.dovecot.mail / "dest" / "Maildir", count, "box"))
@@ -314,7 +315,7 @@ def a(bench):
             lambda f, proto=proto, port=port, chunking=chunking: bench.raw_deliver(proto, port, count, size, chunking))
 
     def raw_dovecot(folder):
-        shutil.rmtree(bench.dovecot.mail / "dest", ignore_errors=True)
+        bench.discarded.add(bench.dovecot.mail / "dest")
         return bench.raw_deliver("lmtp", bench.dovecot.lmtp, few, size, rcpt="dest@bench.example")
 
     raw["dovecot"] = table.add(Row("raw: delivery -> Dovecot LMTP", few, "raw"), raw_dovecot)
@@ -521,7 +522,6 @@ def e(bench):
 def accounts(bench):
     count = 200 if bench.quick else 1000
     kept = bench.root / "many"
-    shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     bench.boxes.many("many", count, 4096)
     # Each is opened once, so that all contenders find it indexed.

@@ -32,10 +32,10 @@ const SPARE: usize = 8;
 const SLOW: Duration = Duration::from_millis(4);
 /// Above this it pays to have a few lanes, so that one is served while others
 /// wait for a reply (DATA has to wait for one amid each message).
-const BRISK: Duration = Duration::from_micros(100);
+const BRISK: Duration = Duration::from_micros(30);
 const FEW_LANES: usize = 4;
 /// Fewer messages than these are through before another connection is made.
-const WORTH_A_LANE: usize = 16;
+const WORTH_A_LANE: usize = 3;
 /// How often it is looked at whether more lanes are wanted.
 const REVIEW: Duration = Duration::from_millis(10);
 /// Connections lost in a row without one accepted message.
