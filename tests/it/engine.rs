@@ -22,7 +22,7 @@ async fn a_password_that_cannot_be_sent_is_told_with_its_secret() {
     bench.engine.secrets = Arc::new(OnePassword(b"secret\n"));
     let failed = bench.poll().await.result.unwrap_err();
     assert_eq!(failed.code, Code::SecretInvalid);
-    let place = "Secret mail/pw, key password: the password holds a line break";
+    let place = "Secret mail/password, key password: the password holds a line break";
     assert!(failed.message.starts_with(place), "{failed}");
     assert_eq!(from.uids().len(), 1);
 }
