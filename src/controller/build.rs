@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::index::{Maildrop, Record};
+use super::seen::{Maildrop, Record};
 use super::validate::ValidatedRecord;
 use crate::api::checks::Claim;
 use crate::domain::work::WorkItem;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::allow::Allow;
-use super::index::Domain;
+use super::seen::Domain;
 use crate::api::RpopDomainSpec;
 use crate::api::checks;
 use crate::api::unified::{Directory, Local};

@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::domains::{Usable, directory, usable};
-use super::shown::{Shown, Told};
+use super::domains::{directory, usable};
+use super::seen::{Domain, Maildrop, Namespace, Record, Rules, SettingsSeen};
+use super::shown::{Fate, Shown, Told};
 use crate::api::checks::{self, Claim};
 use crate::api::unified::Directory;
 use crate::api::work::{self, Shared};
@@ -16,72 +17,6 @@ use crate::api::{RpopDomainSpec, RpopDomainStatus, RpopRecordSpec, RpopRecordSta
 use crate::api::{RpopSettingsSpec, RpopSettingsStatus};
 use crate::domain::text::shown as plain;
 use crate::domain::work::RecordKey;
-
-/// A maildrop: host, port, user name.
-pub(super) type Maildrop = (Arc<str>, u16, Arc<str>);
-
-/// A record as it was seen last.
-#[derive(Debug)]
-pub(super) struct Record {
-    pub(super) uid: Arc<str>,
-    pub(super) version: Arc<str>,
-    pub(super) generation: i64,
-    /// It has a deletionTimestamp.
-    pub(super) deleting: bool,
-    /// The spec, or why it cannot be read.
-    pub(super) spec: Result<Arc<RpopRecordSpec>, Arc<str>>,
-    /// What its status says.
-    pub(super) shown: Shown,
-    /// What we said last, if that has not been seen yet.
-    pub(super) told: Option<Told>,
-    /// The domain of its account, in lower case.
-    pub(super) domain: Option<Arc<str>>,
-    maildrop: Option<Maildrop>,
-}
-
-/// A domain as it was seen last.
-#[derive(Debug)]
-pub(super) struct Domain {
-    pub(super) uid: Arc<str>,
-    pub(super) generation: i64,
-    created: Option<Time>,
-    pub(super) aliases: Vec<Arc<str>>,
-    /// What records need of it, or what is wrong with it.
-    pub(super) usable: Result<Arc<Usable>, Vec<String>>,
-    pub(super) warnings: Vec<String>,
-    pub(super) shown: Shown,
-    pub(super) told: Option<Told>,
-    /// Grows with every change that concerns records.
-    revision: u64,
-}
-
-/// A namespace as it was seen last.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Namespace {
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) terminating: bool,
-}
-
-/// What the settings say to the controller.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Rules {
-    pub(super) use_apop: bool,
-    pub(super) source: Option<std::net::IpAddr>,
-    /// Sessions to one host; 0: no limit.
-    pub(super) host_connections: u32,
-    pub(super) main_domain: Option<String>,
-}
-
-/// The settings as they were seen last.
-#[derive(Debug)]
-pub(super) struct SettingsSeen {
-    pub(super) uid: Arc<str>,
-    pub(super) generation: i64,
-    /// What is wrong with them.
-    pub(super) faults: Vec<String>,
-    pub(super) shown: Shown,
-    pub(super) told: Option<Told>,
-}
 
 /// See the module's page.
 pub(super) struct View {
@@ -163,12 +98,11 @@ impl View {
         {
             // Only its status changed: of interest if it is not what we wrote.
             let ours = known.shown.says_the_same(&shown);
+            let outrun = std::mem::take(&mut known.outrun);
             known.shown = shown;
             known.version = version;
-            if known.told.as_ref().is_some_and(|told| told.written) {
-                known.told = None;
-            }
-            if !ours {
+            forget_written(&mut known.told);
+            if outrun || !ours {
                 self.dirty.insert(key);
             }
             return;
@@ -183,7 +117,18 @@ impl View {
         if spec.as_ref().is_ok_and(|spec| spec.special.is_some()) {
             self.unified.insert(key.clone());
         }
-        let record = Record { uid, version, generation, deleting, spec, shown, told: None, domain, maildrop };
+        let record = Record {
+            uid,
+            version,
+            outrun: false,
+            generation,
+            deleting,
+            spec,
+            shown,
+            told: None,
+            domain,
+            maildrop,
+        };
         self.records.insert(key.clone(), record);
         self.gone.remove(&key);
         self.dirty.insert(key);
@@ -268,9 +213,7 @@ impl View {
         {
             let ours = known.shown.says_the_same(&shown);
             known.shown = shown;
-            if known.told.as_ref().is_some_and(|told| told.written) {
-                known.told = None;
-            }
+            forget_written(&mut known.told);
             if !ours {
                 self.dirty_domains.insert(name);
             }
@@ -353,9 +296,7 @@ impl View {
         {
             self.settings_dirty |= !known.shown.says_the_same(&shown);
             known.shown = shown;
-            if known.told.as_ref().is_some_and(|told| told.written) {
-                known.told = None;
-            }
+            forget_written(&mut known.told);
             return;
         }
         let first = self.settings.is_none();
@@ -458,6 +399,22 @@ impl View {
     pub(super) fn again(&mut self, key: RecordKey) {
         if self.records.contains_key(&key) {
             self.dirty.insert(key);
+        }
+    }
+
+    /// The record of that name, unless it is to be looked at again.
+    pub(super) fn decided(&self, key: &RecordKey) -> Option<&Record> {
+        self.records.get(key).filter(|_| !self.dirty.contains(key))
+    }
+
+    /// What was decided upon this version of the record could not be written:
+    /// somebody else wrote first. Decided anew as soon as that is seen.
+    pub(super) fn outrun(&mut self, key: &RecordKey, version: &str) {
+        let Some(record) = self.records.get_mut(key) else { return };
+        if *record.version == *version {
+            record.outrun = true;
+        } else {
+            self.dirty.insert(key.clone());
         }
     }
 
@@ -573,6 +530,13 @@ fn forget(index: &mut HashMap<Arc<str>, BTreeSet<RecordKey>>, at: &Arc<str>, key
         if all.is_empty() {
             index.remove(at);
         }
+    }
+}
+
+/// What has been written is in what is seen from now on.
+fn forget_written(told: &mut Option<Told>) {
+    if told.as_ref().is_some_and(|told| told.fate == Fate::Written) {
+        *told = None;
     }
 }
 

@@ -104,6 +104,23 @@ impl Shown {
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     pub(super) wanted: Wanted,
+    pub(super) fate: Fate,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It waits to be written, or is on its way.
+    Sent,
     /// The API server has it.
-    pub(super) written: bool,
+    Written,
+    /// The API server did not take it: it counts as not said.
+    Refused,
+}
+
+impl Told {
+    /// What the status says, or is about to say; `None` where it was refused.
+    pub(super) fn standing(&self) -> Option<&Wanted> {
+        (self.fate != Fate::Refused).then_some(&self.wanted)
+    }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
+use super::report::Counters;
 use crate::domain::code::Code;
 use crate::domain::envelope::Envelope;
 use crate::domain::ledger::{Change, Ledger};
@@ -305,6 +306,10 @@ pub trait Observer: Send + Sync {
     /// A delivery's outcome is unknown: the connection was lost behind the dot.
     fn uncertain(&self, key: &RecordKey) {
         let _ = key;
+    }
+    /// A poll was dropped before it could report: what it had done by then.
+    fn cut_off(&self, key: &RecordKey, counters: &Counters) {
+        let _ = (key, counters);
     }
     /// A ledger commit took this long.
     fn committed(&self, took: std::time::Duration, ok: bool) {

@@ -2,8 +2,8 @@
 //! heard by metrics, progress and scheduler.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -19,7 +19,7 @@ use crate::telemetry::metrics::Metrics;
 /// Polls one record; the engine does.
 pub trait Poller: Send + Sync + 'static {
     /// One poll. Ends at the next message when `stop` says so; may be dropped
-    /// at any time.
+    /// at any time, and then tells the observer what it had done.
     fn poll<'a>(
         &'a self,
         item: &'a WorkItem,
@@ -28,10 +28,19 @@ pub trait Poller: Send + Sync + 'static {
     ) -> Pending<'a, Report>;
 }
 
+/// How far a poll has come.
+#[derive(Default)]
+struct Course {
+    /// The maildrop is listed. Up to then nothing has been fetched, and the
+    /// poll may be dropped without repeating anything.
+    heard: AtomicBool,
+    /// It was dropped: what it had done by then.
+    cut_off: Mutex<Option<Counters>>,
+}
+
 tokio::task_local! {
-    /// Set once the poll's maildrop is listed. Up to then nothing has been
-    /// fetched, and the poll may be dropped without repeating anything.
-    static HEARD: Arc<AtomicBool>;
+    /// Of the poll that the observer hears of.
+    static COURSE: Arc<Course>;
 }
 
 /// The engine's observer in this run: metrics, progress, and the scheduler,
@@ -63,7 +72,7 @@ impl Relay {
 impl Observer for Relay {
     fn surveyed(&self, key: &RecordKey, unseen: u64, octets: u64) {
         // Outside of a run (a check) nobody listens.
-        if HEARD.try_with(|heard| heard.store(true, Ordering::Relaxed)).is_ok() {
+        if COURSE.try_with(|course| course.heard.store(true, Ordering::Relaxed)).is_ok() {
             // At the end of the run the listener is gone.
             self.heard.send(key.clone()).ok();
         }
@@ -90,6 +99,14 @@ impl Observer for Relay {
         self.each(|to| to.uncertain(key));
     }
 
+    fn cut_off(&self, key: &RecordKey, counters: &Counters) {
+        let note = |course: &Arc<Course>| {
+            *course.cut_off.lock().unwrap_or_else(PoisonError::into_inner) = Some(*counters);
+        };
+        COURSE.try_with(note).ok();
+        self.each(|to| to.cut_off(key, counters));
+    }
+
     fn committed(&self, took: Duration, ok: bool) {
         self.each(|to| to.committed(took, ok));
     }
@@ -104,6 +121,7 @@ pub(super) fn report_of(error: PollError, took: Duration) -> Report {
 }
 
 /// One poll, ended early where that repeats nothing; a panic is its failure.
+/// However it ends, the report has what was done.
 pub(super) async fn guarded<P: Poller>(
     poller: &P,
     item: &WorkItem,
@@ -112,43 +130,47 @@ pub(super) async fn guarded<P: Poller>(
     give_way: &Notify,
 ) -> Report {
     let started = Instant::now();
-    let poll = AssertUnwindSafe(watched(poller, item, settings, stop, give_way)).catch_unwind();
+    let course = Arc::new(Course::default());
+    let poll = COURSE.scope(Arc::clone(&course), poller.poll(item, settings, stop.clone()));
+    let poll = AssertUnwindSafe(watched(poll, &course, stop, give_way)).catch_unwind();
     // The panic hook has logged where and why.
-    poll.await.unwrap_or_else(|_| {
+    let mut report = poll.await.unwrap_or_else(|_| {
         let error = PollError {
             code: Code::Internal,
             message: "a defect of RPOP ended this poll; the log says where. Please report it".to_owned(),
             scope: Scope::Local,
         };
         report_of(error, started.elapsed())
-    })
+    });
+    let cut_off = course.cut_off.lock().unwrap_or_else(PoisonError::into_inner).take();
+    report.counters = cut_off.unwrap_or(report.counters);
+    report
 }
 
-async fn watched<P: Poller>(
-    poller: &P,
-    item: &WorkItem,
-    settings: &Settings,
+/// Drops the poll before it returns.
+async fn watched(
+    poll: impl Future<Output = Report>,
+    course: &Course,
     mut stop: watch::Receiver<Stage>,
     give_way: &Notify,
 ) -> Report {
     let started = Instant::now();
-    let heard = Arc::new(AtomicBool::new(false));
-    let poll = poller.poll(item, settings, stop.clone());
-    let mut poll = std::pin::pin!(HEARD.scope(Arc::clone(&heard), poll));
+    let mut poll = std::pin::pin!(poll);
     let dropped = |why: &str| report_of(interrupted(why), started.elapsed());
     loop {
         tokio::select! {
             biased;
             report = &mut poll => return report,
             () = give_way.notified() => {
-                if !heard.load(Ordering::Relaxed) {
+                if !course.heard.load(Ordering::Relaxed) {
                     return dropped("its host said nothing while others waited");
                 }
             }
             changed = stop.changed() => {
                 let stage = if changed.is_ok() { *stop.borrow_and_update() } else { Stage::Aborting };
+                let heard = course.heard.load(Ordering::Relaxed);
                 // Before the listing nothing has been fetched: no need to wait.
-                if stage == Stage::Aborting || (stage == Stage::Draining && !heard.load(Ordering::Relaxed)) {
+                if stage == Stage::Aborting || (stage == Stage::Draining && !heard) {
                     return dropped("ended by a shutdown or a change");
                 }
             }

@@ -62,6 +62,16 @@ impl Drop for Note {
     }
 }
 
+/// A poll that is dropped when one of three messages has arrived.
+struct Done<'a>(&'a Script, &'a WorkItem);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        let counters = Counters { listed: 3, fetched: 2, delivered: 1, ..Counters::default() };
+        self.0.observer.cut_off(&self.1.key, &counters);
+    }
+}
+
 impl Poller for Script {
     fn poll<'a>(
         &'a self,
@@ -113,8 +123,14 @@ impl Poller for Script {
                     let counters = Counters { listed: 2, fetched: 1, delivered: 1, ..Counters::default() };
                     Report { counters, ..fail(Code::Interrupted, Scope::Local) }
                 }
-                Act::Stubborn => std::future::pending().await,
-                Act::Panic => panic!("a defect"),
+                Act::Stubborn => {
+                    let _done = Done(self, item);
+                    std::future::pending().await
+                }
+                Act::Panic => {
+                    let _done = Done(self, item);
+                    panic!("a defect")
+                }
             };
             note.how = report.result.as_ref().map_or_else(|error| error.code.to_string(), |()| "ok".into());
             report
@@ -339,6 +355,8 @@ async fn a_panic_is_a_failure_of_one_record() {
     let summary = stand.run.await.unwrap();
     assert_eq!((summary.good, summary.failed), (1, 1));
     assert!(lock(&memory.ended).contains(&("bad".to_owned(), Some(Code::Internal))));
+    let (_, status) = lock(&memory.statuses).iter().find(|(key, _)| &*key.name == "bad").cloned().unwrap();
+    assert_eq!((status.totals.fetched, status.totals.delivered), (2, 1), "what it had done counts");
 }
 
 #[tokio::test(start_paused = true)]
@@ -373,9 +391,12 @@ async fn draining_is_bounded_and_the_second_signal_ends_it_at_once() {
     let acts: &[(&str, &[Act])] = &[("a", &[Act::Stubborn])];
     let first = stand(&[item("a", "a")], acts, false, Settings::default());
     first.until(5).await;
-    let start = first.start;
+    let (start, memory) = (first.start, Arc::clone(&first.memory));
     first.drain().await;
     assert_eq!(start.elapsed().as_secs(), 35);
+    let (_, status) = lock(&memory.statuses).last().cloned().unwrap();
+    assert_eq!((status.totals.fetched, status.totals.delivered), (2, 1), "what it had done counts");
+    assert_eq!((status.error, status.totals.failed), (None, 0), "and nothing is wrong with the record");
 
     let second = stand(&[item("a", "a")], acts, false, Settings::default());
     second.until(5).await;

@@ -28,4 +28,5 @@ mod ledger;
 mod parts;
 mod policies;
 mod support;
+mod unified;
 mod worker;

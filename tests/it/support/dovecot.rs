@@ -127,6 +127,24 @@ impl Dovecot {
         Maildir::new(path, self.owner)
     }
 
+    /// From now on nothing can be stored for an account, as when its disk is
+    /// away: LMTP refuses its mail for now.
+    pub fn close(&self, account: &str) {
+        self.set_mode(account, 0o000);
+    }
+
+    /// It can again.
+    pub fn open(&self, account: &str) {
+        self.set_mode(account, 0o700);
+    }
+
+    fn set_mode(&self, account: &str, mode: u32) {
+        let home = self.path("mail").join(account);
+        std::fs::create_dir_all(&home).expect("the home");
+        self.give(&home);
+        std::fs::set_permissions(&home, std::fs::Permissions::from_mode(mode)).expect("its mode");
+    }
+
     /// The LMTP socket.
     pub fn socket(&self) -> PathBuf {
         self.path("run/lmtp")

@@ -19,6 +19,7 @@ pub mod rig;
 pub mod rpop;
 pub mod smtp;
 pub mod wire;
+pub mod work;
 
 use std::io::Write as _;
 use std::net::TcpListener;

@@ -21,11 +21,17 @@ impl Postfix {
     /// Postfix is not installed or this process is not root, without which
     /// Postfix does not run.
     pub fn start(test: &str, lmtp: u16) -> Option<Self> {
+        Self::start_for(test, lmtp, &[])
+    }
+
+    /// One that knows its recipients (all where there are none here), also
+    /// with a detail (`alice+lists@…`), and refuses others at RCPT.
+    pub fn start_for(test: &str, lmtp: u16, recipients: &[&str]) -> Option<Self> {
         let why = match super::program("postfix") {
             None => "Postfix is not installed; scripts/bootstrap installs it",
             Some(_) if !super::is_root() => "Postfix runs as root only",
             Some(_) => {
-                let postfix = Self::prepare(lmtp, super::free_port());
+                let postfix = Self::prepare(lmtp, super::free_port(), recipients);
                 return Some(postfix);
             }
         };
@@ -33,7 +39,7 @@ impl Postfix {
         None
     }
 
-    fn prepare(lmtp: u16, smtp: u16) -> Self {
+    fn prepare(lmtp: u16, smtp: u16, recipients: &[&str]) -> Self {
         let folder = super::folder("postfix");
         for name in ["etc", "queue", "data"] {
             std::fs::create_dir(folder.path().join(name)).expect("a folder");
@@ -48,6 +54,19 @@ impl Postfix {
         let daemons = String::from_utf8_lossy(&daemons).trim().to_owned();
         let mut postfix = Self { daemon: None, smtp, folder };
         let at = postfix.folder.path().display().to_string();
+        let known = match recipients {
+            [] => String::new(),
+            known => {
+                let pattern = |address: &&str| {
+                    let (local, domain) = address.split_once('@').expect("an address");
+                    format!("/^{local}(\\+[^@]+)?@{}$/ OK\n", domain.replace('.', "\\."))
+                };
+                let mut table: String = known.iter().map(pattern).collect();
+                table.push_str("/./ 550 5.1.1 User unknown\n");
+                std::fs::write(postfix.path("etc/recipients"), table).expect("a table");
+                format!("check_recipient_access regexp:{at}/etc/recipients, ")
+            }
+        };
         let main = format!(
             "compatibility_level = 3.6\nqueue_directory = {at}/queue\ndata_directory = {at}/data\n\
              command_directory = /usr/sbin\ndaemon_directory = {daemons}\nmail_owner = postfix\n\
@@ -55,7 +74,7 @@ impl Postfix {
              myhostname = queue.test\nmydomain = test\nmydestination =\nmynetworks = 127.0.0.0/8\n\
              relay_domains =\ndefault_transport = lmtp:inet:127.0.0.1:{lmtp}\nalias_maps =\n\
              alias_database =\nlocal_recipient_maps =\n\
-             smtpd_recipient_restrictions = permit_mynetworks, reject\nmessage_size_limit = 0\n\
+             smtpd_recipient_restrictions = {known}permit_mynetworks, reject\nmessage_size_limit = 0\n\
              mailbox_size_limit = 0\nmaillog_file = {at}/log\nmaillog_file_prefixes = {at}\n\
              lmtp_destination_recipient_limit = 1\nminimal_backoff_time = 1s\nmaximal_backoff_time = 2s\n\
              queue_run_delay = 1s\nbiff = no\nappend_dot_mydomain = no\n"

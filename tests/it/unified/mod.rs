@@ -15,10 +15,11 @@ use rpop::domain::envelope::Mailbox;
 use rpop::domain::ledger::{Change, Entry, State};
 use rpop::domain::work::{Destination, LocalDomains, Special, Unified};
 
-use crate::bench::{Bench, host};
+use crate::bench::Bench;
 use crate::support::mail::message;
 use crate::support::pop3::FakePop3;
 use crate::support::smtp::{Accepted, Act, Call, FakeSmtp, Smtp};
+use crate::support::work::mail_host;
 
 /// The header that names recipients.
 const HEADER: &str = "X-Real-To";
@@ -29,12 +30,22 @@ fn header() -> Special {
 
 /// A destination that is a queue.
 fn queue(to: &FakeSmtp, domain: &str) -> Arc<Destination> {
-    Arc::new(Destination { domain: domain.into(), smtp: Some(host(to)), lmtp: None, maildir: None })
+    Arc::new(Destination {
+        domain: domain.into(),
+        smtp: Some(mail_host(to.port())),
+        lmtp: None,
+        maildir: None,
+    })
 }
 
 /// A destination that stores directly.
 fn store(to: &FakeSmtp, domain: &str) -> Arc<Destination> {
-    Arc::new(Destination { domain: domain.into(), smtp: None, lmtp: Some(host(to)), maildir: None })
+    Arc::new(Destination {
+        domain: domain.into(),
+        smtp: None,
+        lmtp: Some(mail_host(to.port())),
+        maildir: None,
+    })
 }
 
 /// A bench for a unified account: the Main Domain `local.test` (alias
