@@ -229,7 +229,15 @@ impl Engine {
             .run(queue, deletions, stop)
             .await?;
         for change in pruning {
-            batch.add(change, None);
+            // What was delivered in this session may have the Message-ID of
+            // copies that were too old when it began.
+            let renewed = |ledger: &Ledger| match &change {
+                Change::Forget { hash } => ledger.has_copy(*hash, day_of(now)),
+                _ => false,
+            };
+            if !batch.ledger().is_some_and(renewed) {
+                batch.add(change, None);
+            }
         }
         if without_uids && plan.left_cleanly {
             // No listing will ever show that they are gone. What is owed stays

@@ -32,3 +32,4 @@ mod support;
 mod surroundings;
 mod uidl;
 mod unified;
+mod unified_real;

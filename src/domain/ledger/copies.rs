@@ -67,6 +67,10 @@ impl Copies {
         self.slots().iter().filter(move |slot| is_live(slot, today))
     }
 
+    pub(super) fn is_known(&self, hash: u64, today: i32) -> bool {
+        self.0.find(hash).any(|at| is_live(&self.slots()[at], today))
+    }
+
     /// Hashes under which there is nothing but what is too old.
     pub(super) fn outdated(&self, today: i32) -> impl Iterator<Item = u64> {
         let is_outdated = move |at: usize| !is_live(&self.slots()[at], today);

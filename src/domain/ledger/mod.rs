@@ -305,6 +305,11 @@ impl Ledger {
         self.copies.outdated(today).map(|hash| Change::Forget { hash })
     }
 
+    /// Whether a copy under this hash ([`Ledger::iter`]) counts today.
+    pub fn has_copy(&self, hash: u64, today: i32) -> bool {
+        self.copies.is_known(hash, today)
+    }
+
     /// Whether there is an entry under this hash, of a UID or a copy.
     pub(crate) fn knows(&self, hash: u64) -> bool {
         self.table.find(hash).next().is_some() || self.copies.positions(hash).next().is_some()

@@ -30,21 +30,34 @@ pub struct Dovecot {
     folder: tempfile::TempDir,
 }
 
+/// What a Dovecot does beside what all do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// The most messages that an account may hold: further ones are refused
+    /// for good, by LMTP after DATA.
+    pub most_messages: Option<u32>,
+}
+
 impl Dovecot {
     /// Starts one; `None` (said loudly, a failure in CI) where Dovecot or one
     /// of its protocols is not installed.
     pub fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, Options::default())
+    }
+
+    /// The same with further settings.
+    pub fn start_with(test: &str, options: Options) -> Option<Self> {
         let why = match super::program("dovecot") {
             None => "Dovecot is not installed; scripts/bootstrap installs it",
             Some(_) if !Path::new("/usr/lib/dovecot/pop3-login").exists() => "dovecot-pop3d is not installed",
             Some(_) if !Path::new("/usr/lib/dovecot/lmtp").exists() => "dovecot-lmtpd is not installed",
-            Some(program) => return Some(Self::start_program(&program)),
+            Some(program) => return Some(Self::start_program(&program, options)),
         };
         super::skipped(test, why);
         None
     }
 
-    fn start_program(program: &Path) -> Self {
+    fn start_program(program: &Path, options: Options) -> Self {
         let folder = super::folder("dovecot");
         let authority = Authority::new();
         let identity = authority.server(&["127.0.0.1", "localhost", "::1"]);
@@ -67,7 +80,7 @@ impl Dovecot {
         std::fs::write(dovecot.path("users"), "").expect("the user file");
         let version = Command::new(program).arg("--version").output().expect("its version");
         let modern = !String::from_utf8_lossy(&version.stdout).starts_with("2.3");
-        std::fs::write(dovecot.path("dovecot.conf"), dovecot.configuration(modern))
+        std::fs::write(dovecot.path("dovecot.conf"), dovecot.configuration(modern, options))
             .expect("the configuration");
         dovecot.resume();
         dovecot
@@ -161,6 +174,44 @@ impl Dovecot {
         String::from_utf8_lossy(&log).lines().filter(|line| line.contains(text)).count()
     }
 
+    /// How many messages were retrieved by POP3, over all sessions, which must
+    /// have ended.
+    pub fn retrieved(&self) -> usize {
+        self.settle();
+        let log = std::fs::read(self.path("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let count = |line: &str| line.split_once(" retr=")?.1.split_once('/')?.0.parse::<usize>().ok();
+        log.lines().filter_map(count).sum()
+    }
+
+    /// Waits until nobody is connected, so that all that a client sent before
+    /// it died is stored or given up.
+    pub fn settle(&self) {
+        super::wait_until("the clients of Dovecot to be gone", || {
+            let log = std::fs::read(self.path("log")).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            let count = |service: &str, what: &str| {
+                log.lines().filter(|line| line.contains(service) && line.contains(what)).count()
+            };
+            count(" pop3-login: ", " Login: ") == count(" pop3(", ": Disconnected")
+                && count(" lmtp(", ": Connect from") == count(" lmtp(", ": Disconnect from")
+        });
+    }
+
+    /// With `broken` nothing can be stored for an account: LMTP puts its mail
+    /// off after DATA. Its INBOX must be there.
+    pub fn break_inbox(&self, account: &str, broken: bool) {
+        let maildir = self.path("mail").join(account).join("Maildir");
+        let aside = self.path("mail").join(account).join("aside");
+        if broken {
+            std::fs::rename(&maildir, &aside).expect("it moves");
+            std::fs::write(&maildir, "in the way").expect("a file");
+        } else {
+            std::fs::remove_file(&maildir).expect("it was in the way");
+            std::fs::rename(&aside, &maildir).expect("it moves");
+        }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -171,7 +222,7 @@ impl Dovecot {
         }
     }
 
-    fn configuration(&self, modern: bool) -> String {
+    fn configuration(&self, modern: bool, options: Options) -> String {
         let (root, at) = (self.owner.is_some(), self.folder.path().display());
         let mut text = String::new();
         if modern {
@@ -221,6 +272,19 @@ impl Dovecot {
                 ids.0, ids.1
             )
             .expect("text");
+        }
+        if let Some(most) = options.most_messages {
+            let quota = if modern {
+                format!(
+                    "mail_plugins {{\n  quota = yes\n}}\nquota User {{\n}}\nquota_message_count = {most}\n"
+                )
+            } else {
+                format!(
+                    "mail_plugins = quota\nplugin {{\n  quota = count:User\n  quota_vsizes = yes\n\
+                     \x20 quota_rule = *:messages={most}\n}}\n"
+                )
+            };
+            text.push_str(&quota);
         }
         let chroot = if root { "" } else { "  chroot =\n" };
         // Login processes that serve many connections each: a thousand

@@ -66,6 +66,31 @@ async fn they_are_known_in_later_polls_whatever_the_listing_says() {
     }
 }
 
+/// The poll that forgets what is too old may deliver a copy of it, which
+/// counts for the next thirty days.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_comes_when_its_copies_are_too_old_is_remembered_anew() {
+    for octets in SIZES {
+        let from = Pop3::new().mail("u1", &copy("m-1", 1, octets)).start();
+        let to = Smtp::new().start();
+        let bench = simple(&from, &to, Special::Addressees);
+        bench.poll_well().await;
+        bench.age(31);
+        for (uid, of, delivered, duplicates) in [("u2", 2, 1, 0), ("u3", 3, 0, 1)] {
+            from.put(uid, &copy("m-1", of, octets));
+            let report = bench.poll_well().await;
+            assert_eq!(
+                (report.counters.delivered, report.counters.duplicates),
+                (delivered, duplicates),
+                "{octets} {uid}"
+            );
+        }
+        bench.age(31);
+        bench.poll_well().await;
+        assert_eq!(bench.ledger().copies_len(), 0, "and forgotten in the end");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_with_the_same_message_id_and_other_content_is_delivered() {
     for octets in SIZES {

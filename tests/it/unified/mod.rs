@@ -98,6 +98,17 @@ impl Bench {
         self.ledger().iter().filter_map(owed).collect()
     }
 
+    /// All copies are so many days older.
+    fn age(&self, days: i32) {
+        let mut ledgers = self.memory.ledgers.lock().unwrap();
+        let Some(ledger) = ledgers.get_mut(&self.item.key) else { return };
+        let copies: Vec<Entry> =
+            ledger.iter().filter(|(_, entry)| entry.state == State::Copy).map(|(_, entry)| entry).collect();
+        for Entry { message_id, digest, day, .. } in copies {
+            ledger.apply(&Change::Copy { message_id, digest, day: day - days });
+        }
+    }
+
     /// All that waits is due at once.
     fn hurry(&self, uids: &[&str]) {
         let mut ledgers = self.memory.ledgers.lock().unwrap();
