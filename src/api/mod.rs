@@ -21,6 +21,7 @@ mod quantity;
 #[allow(unreachable_pub, clippy::duplicated_attributes, clippy::struct_excessive_bools)]
 mod record;
 pub mod reference;
+mod schedule;
 #[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod settings;
 #[allow(unreachable_pub, clippy::duplicated_attributes)]

@@ -386,9 +386,10 @@ pub(crate) fn postmaster(domain: &str, text: &str) -> Result<Mailbox, Unusable> 
 /// The settings, and the address to connect from.
 pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<(Settings, Option<IpAddr>), Vec<Unusable>> {
     let mut faults = Vec::new();
-    if spec.activity_schedule.is_some() {
-        faults.push(not_yet("spec.activitySchedule", "activitySchedule"));
-    }
+    let activity = spec.activity_schedule.as_ref().and_then(|spec| {
+        let read = super::schedule::schedule(spec);
+        read.map_err(|all| faults.extend(all)).ok().map(Arc::new)
+    });
     if spec.use_domain_addresses {
         faults.push(not_yet("spec.useDomainAddresses", "useDomainAddresses"));
     }
@@ -433,6 +434,7 @@ pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<(Settings, Option
             after_dot: spec.timeouts.after_dot.0,
             session: spec.timeouts.session.0,
         },
+        activity,
         log_level: spec.log_level.map(|level| match level {
             api::LogLevel::CrashOnly => LogLevel::CrashOnly,
             api::LogLevel::Failures => LogLevel::Failures,

@@ -16,6 +16,7 @@ use crate::engine::ports::Unobserved;
 use crate::engine::report::PollError;
 use crate::local::ledger::FileLedgers;
 use crate::local::manifests::Configuration;
+use crate::run::outside;
 use crate::telemetry::logs;
 
 /// Validates, and with `--connect` logs in everywhere.
@@ -50,6 +51,10 @@ type Row = (Arc<WorkItem>, Result<Checked, PollError>);
 
 async fn connect(arguments: &Arguments, configuration: &Configuration) -> bool {
     let settings = Arc::new(configuration.settings.clone());
+    if let Some(why) = outside(settings.activity.as_ref(), jiff::Timestamp::now()) {
+        super::print(format!("\nno server was asked: {why}\n").as_bytes());
+        return true;
+    }
     process::raise_file_limit(settings.processors);
     let ledgers = Arc::new(FileLedgers::read_only(&arguments.state.path()));
     let engine = process::engine(configuration.secrets.clone(), ledgers, Arc::new(Unobserved), [0; 16]);

@@ -20,7 +20,7 @@ use crate::local::ledger::FileLedgers;
 use crate::local::manifests::{Configuration, Diagnostic, MemorySecrets, Severity, Watcher};
 use crate::local::state::{StateDir, StateError};
 use crate::local::status::StatusStore;
-use crate::run::{Audience, Desired, Nobody, Parts, Relay, Run};
+use crate::run::{Audience, Desired, Nobody, Parts, Relay, Run, Wall};
 use crate::shutdown;
 use crate::telemetry::http::{self, Health};
 use crate::telemetry::logs::{self, CRASH};
@@ -130,6 +130,7 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
         statuses: Arc::new(statuses.clone()),
         past,
         heard,
+        wall: Wall::default(),
     };
     let desired = Desired {
         settings: Arc::new(configuration.settings.clone()),

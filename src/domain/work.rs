@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::envelope::Mailbox;
+use super::schedule::Schedule;
 
 /// A record's name: `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -368,6 +369,8 @@ pub struct Settings {
     pub checkpoint: Checkpoint,
     /// Deadlines.
     pub timeouts: Timeouts,
+    /// When polling is allowed; always, if there is none.
+    pub activity: Option<Arc<Schedule>>,
     /// `RpopSettings.logLevel`, if given there.
     pub log_level: Option<LogLevel>,
 }
@@ -385,6 +388,7 @@ impl Default for Settings {
             deny_networks: Vec::new(),
             checkpoint: Checkpoint::default(),
             timeouts: Timeouts::default(),
+            activity: None,
             log_level: None,
         }
     }

@@ -21,6 +21,7 @@
 mod delays;
 mod entries;
 mod hosts;
+mod rest;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::domain::work::{RecordKey, Settings};
 pub use self::delays::{FIRST_LOCAL_DELAY, LONGEST_DELAY, LONGEST_LOGIN_DELAY, LONGEST_SPREAD};
 use self::entries::{Entry, State};
 use self::hosts::{Host, Trust};
+pub use self::rest::Rest;
 use super::report::Scope;
 
 /// A moment: milliseconds since 1970-01-01 UTC.
@@ -179,6 +181,8 @@ pub struct Scheduler {
     /// Sessions told to make room.
     yielding: u32,
     scheduled: u32,
+    /// The present or the next time in which nothing begins.
+    rest: Option<Rest>,
 }
 
 impl Scheduler {
@@ -203,6 +207,7 @@ impl Scheduler {
             limits: HashMap::new(),
             yielding: 0,
             scheduled: 0,
+            rest: None,
         }
     }
 
@@ -303,6 +308,9 @@ impl Scheduler {
 
     /// What to do at `now`. To be called until it says [`Step::Wait`].
     pub fn step(&mut self, now: Moment) -> Step {
+        if self.rest.is_some_and(|rest| rest.until <= now) {
+            self.rest(None, now);
+        }
         while let Some(&(until, host)) = self.failed.first()
             && until <= now
         {
@@ -317,6 +325,9 @@ impl Scheduler {
         {
             self.timed.pop_first();
             self.enqueue(id);
+        }
+        if let Some(rest) = self.rest.filter(|rest| rest.holds(now)) {
+            return Step::Wait(Some(rest.until));
         }
         if let Some(id) = self.choose() {
             self.start(id, now);
@@ -398,7 +409,10 @@ impl Scheduler {
         let entry = self.entry(id.0)?;
         let until = self.hosts.get(entry.host as usize)?.as_ref()?.until;
         match entry.state {
-            State::Idle | State::Queued => Some(until.map_or(entry.due, |until| until.max(entry.due))),
+            State::Idle | State::Queued => {
+                let due = until.map_or(entry.due, |until| until.max(entry.due));
+                Some(self.rest.filter(|rest| rest.holds(due)).map_or(due, |rest| rest.until))
+            }
             State::Off | State::Polling { .. } => None,
         }
     }
@@ -441,7 +455,7 @@ impl Scheduler {
         };
         for host in self.hosts.iter().flatten() {
             let queued = index(host.queue.len());
-            if host.until.is_none() {
+            if host.until.is_none() && !self.is_resting(now) {
                 figures.overdue += queued;
                 let oldest = host.queue.iter().filter_map(|id| self.entry(*id)).map(|entry| entry.due).min();
                 figures.lag = figures.lag.max(oldest.map_or(Duration::ZERO, |due| now.since(due)));

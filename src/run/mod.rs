@@ -4,6 +4,7 @@
 //! One task a poll, none for idle records. Everything else happens in the
 //! loop of [`Run::go`], which never waits for a poll.
 
+mod activity;
 mod history;
 mod polling;
 pub mod status;
@@ -17,6 +18,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
+use self::activity::Activity;
+pub use self::activity::{Wall, outside};
 use self::history::{moment, past, say};
 pub use self::polling::{Poller, Relay};
 use self::polling::{guarded, interrupted, report_of};
@@ -136,6 +139,8 @@ pub struct Parts<P> {
     pub past: Snapshot,
     /// Of [`Relay::new`].
     pub heard: mpsc::UnboundedReceiver<RecordKey>,
+    /// The clock that the activity schedule means.
+    pub wall: Wall,
 }
 
 struct Record {
@@ -166,8 +171,8 @@ struct Clock {
 }
 
 impl Clock {
-    fn new() -> Self {
-        let start = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
+    fn new(wall: &Wall) -> Self {
+        let start = u64::try_from(wall.now().as_millisecond()).unwrap_or(0);
         Self { start: Moment(start), since: Instant::now() }
     }
 
@@ -199,6 +204,10 @@ pub struct Run<P> {
     past: BTreeMap<RecordKey, RecordStatus>,
     /// Removed while they were polled: how that poll ends is still told.
     leaving: HashMap<RecordKey, Record>,
+    activity: Activity,
+    /// Nothing is polled for the sake of the schedule; `None` before the first
+    /// look at it.
+    resting: Option<bool>,
 }
 
 impl<P: Poller> Run<P> {
@@ -207,7 +216,7 @@ impl<P: Poller> Run<P> {
         let Snapshot { records: past, hosts } = std::mem::take(&mut parts.past);
         let mut run = Self {
             once,
-            clock: Clock::new(),
+            clock: Clock::new(&parts.wall),
             scheduler: Scheduler::new(Rules::from(&*desired.settings)),
             settings: Arc::clone(&desired.settings),
             records: HashMap::with_capacity(desired.items.len()),
@@ -219,6 +228,8 @@ impl<P: Poller> Run<P> {
             hosts_changed: false,
             past,
             leaving: HashMap::new(),
+            activity: Activity::default(),
+            resting: None,
             parts,
         };
         // A status whose record was removed while nothing ran.
@@ -249,11 +260,12 @@ impl<P: Poller> Run<P> {
         let (mut drained, mut stale) = (None, None);
         let (mut may_change, mut may_stop) = (true, true);
         loop {
+            let change = self.look_at_activity();
             let wake = self.start_due();
             if self.running.is_empty() && self.is_over(wake) {
                 break;
             }
-            let wake = wake.map(|at| self.clock.instant(at));
+            let wake = [wake, change].into_iter().flatten().min().map(|at| self.clock.instant(at));
             tokio::select! {
                 Some(ended) = self.tasks.join_next() => {
                     if let Ok((id, report)) = ended {
@@ -319,7 +331,8 @@ impl<P: Poller> Run<P> {
 
     /// Whether nothing is left to wait for, while no poll is under way.
     fn is_over(&self, wake: Option<Moment>) -> bool {
-        self.stage != Stage::Running || (self.once && (wake.is_none() || self.records.is_empty()))
+        let nothing = || wake.is_none() || self.resting == Some(true) || self.records.is_empty();
+        self.stage != Stage::Running || (self.once && nothing())
     }
 
     fn start(&mut self, id: Id) {
@@ -391,8 +404,8 @@ impl<P: Poller> Run<P> {
         if let Some(record) = self.records.remove(key)
             && record.item.interval.is_some()
         {
+            self.summary.failed += u64::from(self.resting != Some(true));
             let report = report_of(error, Duration::ZERO);
-            self.summary.failed += 1;
             self.parts.audience.ended(&record.item, &report);
         }
     }
@@ -402,7 +415,13 @@ impl<P: Poller> Run<P> {
             return;
         }
         let rest: Vec<RecordKey> = self.records.keys().cloned().collect();
+        let why = self.why_resting().filter(|_| self.stage == Stage::Running);
         for key in rest {
+            if let Some(why) = &why {
+                // As it should be: no failure.
+                self.give_up(&key, interrupted(why));
+                continue;
+            }
             let error = if self.stage == Stage::Running {
                 PollError {
                     code: Code::ConfigInvalid,
@@ -459,8 +478,11 @@ impl<P: Poller> Run<P> {
         let Desired { settings, items, retry, problems, past, host_limits, hosts } = desired;
         let now = self.clock.now();
         // What failed may have failed because of a setting.
-        let mended = Settings { log_level: settings.log_level, ..(*self.settings).clone() } != *settings;
+        let aside = (settings.log_level, settings.activity.clone());
+        let before = Settings { log_level: aside.0, activity: aside.1, ..(*self.settings).clone() };
+        let mended = before != *settings;
         logs::follow(settings.log_level);
+        self.activity.follow(settings.activity.as_ref());
         if mended {
             self.scheduler.follow(Rules::from(&*settings), now);
             self.settings = settings;

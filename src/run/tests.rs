@@ -208,6 +208,7 @@ impl Audience for Memory {
 }
 
 struct Stand {
+    metrics: Arc<Metrics>,
     log: Arc<Mutex<Log>>,
     memory: Arc<Memory>,
     stop: watch::Sender<Stage>,
@@ -228,6 +229,17 @@ fn stand_after(
     once: bool,
     settings: Settings,
 ) -> Stand {
+    stand_at(Wall::default(), past, items, acts, once, settings)
+}
+
+fn stand_at(
+    wall: Wall,
+    past: Snapshot,
+    items: &[WorkItem],
+    acts: &[(&str, &[Act])],
+    once: bool,
+    settings: Settings,
+) -> Stand {
     let metrics = Arc::new(Metrics::new());
     let (observer, heard) = Relay::new(Arc::clone(&metrics), None);
     let log = Arc::new(Mutex::new(Log::default()));
@@ -238,12 +250,13 @@ fn stand_after(
     let settings = Arc::new(settings);
     let parts = Parts {
         poller: Arc::new(poller),
-        metrics,
+        metrics: Arc::clone(&metrics),
         health: Arc::new(Health::default()),
         audience: Arc::clone(&memory) as Arc<dyn Audience>,
         statuses: Arc::clone(&memory) as Arc<dyn Statuses>,
         past,
         heard,
+        wall,
     };
     let desired = Desired {
         settings: Arc::clone(&settings),
@@ -255,7 +268,7 @@ fn stand_after(
     let (stop, stopped) = watch::channel(Stage::Running);
     let (change, changes) = mpsc::channel(1);
     let run = tokio::spawn(Run::new(parts, desired, once).go(stopped, changes));
-    Stand { log, memory, stop, change, settings, run, start }
+    Stand { metrics, log, memory, stop, change, settings, run, start }
 }
 
 impl Stand {
@@ -567,3 +580,5 @@ async fn a_record_whose_manifest_went_wrong_says_why_in_its_status() {
     assert_eq!(stand.polls("a").len(), 2, "mended");
     stand.drain().await;
 }
+
+mod activity;

@@ -46,6 +46,7 @@ pub struct Metrics {
     bytes: IntCounter,
     sessions: IntGauge,
     processors: IntGauge,
+    active: IntGauge,
     overdue: IntGauge,
     lag: Gauge,
     required: Gauge,
@@ -169,6 +170,10 @@ impl Metrics {
             bytes: make.counter("rpop_retrieved_bytes_total", "Octets of the messages retrieved."),
             sessions: make.gauge("rpop_sessions_active", "Polls under way."),
             processors: make.gauge("rpop_processors", "The most polls that may be under way at once."),
+            active: make.gauge(
+                "rpop_schedule_open",
+                "1 while polling is allowed by activitySchedule, or there is none; else 0.",
+            ),
             overdue: make.gauge("rpop_overdue_records", "Records that are due and wait for their turn."),
             lag: make.figure(
                 "rpop_overdue_seconds",
@@ -242,6 +247,11 @@ impl Metrics {
     pub fn configured(&self, valid: bool) {
         self.reloads.with_label_values(&[if valid { "ok" } else { "error" }]).inc();
         self.valid.set(i64::from(valid));
+    }
+
+    /// Polling is allowed by the activity schedule, or not.
+    pub fn active(&self, active: bool) {
+        self.active.set(i64::from(active));
     }
 
     /// A renewal of the worker's lease was answered, this long after it was sent.

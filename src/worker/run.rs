@@ -31,7 +31,7 @@ use crate::k8s::secrets::ApiSecrets;
 use crate::k8s::status::StatusWriter;
 use crate::net::Connector;
 use crate::run::status::Snapshot;
-use crate::run::{DRAIN_LIMIT, Parts, Relay, Run};
+use crate::run::{DRAIN_LIMIT, Parts, Relay, Run, Wall};
 use crate::telemetry::http::Health;
 use crate::telemetry::logs::CRASH;
 use crate::telemetry::metrics::Metrics;
@@ -152,6 +152,7 @@ pub async fn run(
             statuses: reporter,
             past: Snapshot::default(),
             heard: answers,
+            wall: Wall::default(),
         };
         Run::new(parts, first, false).go(ended, wishes).await;
     });

@@ -27,6 +27,7 @@ mod layers;
 mod notification;
 mod parts;
 mod resources;
+mod schedule;
 mod session;
 mod support;
 mod surroundings;

@@ -396,6 +396,7 @@ enum Event {
     Remove(u8),
     Follow(u8, u8),
     Pass(u32),
+    Rest(u16, u16),
     Finish(u8, u8),
     Answer(u8),
 }
@@ -407,6 +408,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..40_u8).prop_map(Event::Remove),
         1 => (0..8_u8, 0..4_u8).prop_map(|(processors, connections)| Event::Follow(processors, connections)),
         4 => (0..600_000_u32).prop_map(Event::Pass),
+        1 => (0..900_u16, 0..900_u16).prop_map(|(from, long)| Event::Rest(from, long)),
         6 => (any::<u8>(), 0..8_u8).prop_map(|(which, how)| Event::Finish(which, how)),
         2 => any::<u8>().prop_map(Event::Answer),
     ]
@@ -432,6 +434,7 @@ proptest! {
         let mut scheduler = Scheduler::new(rules());
         let mut rules = rules();
         let mut now = START;
+        let mut rest: Option<Rest> = None;
         // Some records share a maildrop.
         let shared = |record: u8, host: u8| {
             Timing { maildrop: u64::from(record % 9), ..timing(&format!("r{record}"), &format!("h{host}")) }
@@ -462,10 +465,17 @@ proptest! {
                     scheduler.follow(rules, now);
                 }
                 Event::Pass(wait) => now = now.after(Duration::from_millis(wait.into())),
+                Event::Rest(ahead, long) => {
+                    let from = now.after(Duration::from_secs(ahead.into()));
+                    let until = from.after(Duration::from_secs(long.into()));
+                    rest = (long > 0).then_some(Rest { from, until });
+                    scheduler.rest(rest, now);
+                }
                 Event::Finish(which, how) => if !running.is_empty() {
                     let (id, _) = running.remove(usize::from(which) % running.len());
                     if let Some(next) = scheduler.finished(id, ending(how), now) {
                         prop_assert!(next >= now);
+                        prop_assert!(rest.is_none_or(|rest| next < rest.from || next >= rest.until));
                     }
                 },
                 Event::Answer(which) => if !running.is_empty() {
@@ -476,6 +486,7 @@ proptest! {
                 match scheduler.step(now) {
                     Step::Poll(id) => {
                         prop_assert!(running.iter().all(|(other, _)| *other != id), "polled twice at once");
+                        prop_assert!(rest.is_none_or(|rest| now < rest.from || now >= rest.until), "at rest");
                         prop_assert!(running.iter().all(|(_, other)| *other != at[&id]), "two at one maildrop");
                         running.push((id, at[&id]));
                         prop_assert!(running.len() <= rules.processors as usize);

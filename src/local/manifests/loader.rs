@@ -13,14 +13,14 @@ use zeroize::{Zeroize, Zeroizing};
 use super::diagnostic::{Diagnostic, Severity};
 use super::files;
 use super::kinds::{Kind, Kinds};
-use super::schema::{Check, suggest};
+use super::schema::Check;
 use super::secrets::Data;
 use super::yaml::{self, Node, Position, Value};
 use crate::api;
 use crate::api::unified::Asked;
 use crate::api::work::{self, Shared, Unusable};
 use crate::domain::code::Code;
-use crate::domain::text::escape;
+use crate::domain::text::{escape, suggest};
 use crate::domain::work::{Destination, RecordKey, SecretKind, WorkItem};
 use crate::run::Problem;
 

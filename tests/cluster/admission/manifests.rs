@@ -339,6 +339,18 @@ fn whole_settings(add: &mut impl FnMut(Value, &'static str, &str)) {
         "spec.activitySchedule.windows[0].to",
         "write a time of day like \"18:30\", in quotes",
     );
+    add(
+        schedule("08:00", "08:00"),
+        "spec.activitySchedule.windows[0].to",
+        "a window that ends when it begins never opens: for the whole day write from: \"00:00\", to: \"24:00\"",
+    );
+    add(
+        settings(json!({"activitySchedule": {
+            "timeZone": "../localtime", "windows": [{"from": "08:00", "to": "18:00"}]
+        }})),
+        "spec.activitySchedule.timeZone",
+        "write an IANA name like Europe/Berlin or UTC",
+    );
 }
 
 /// Manifests that are good.
