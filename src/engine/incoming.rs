@@ -424,7 +424,7 @@ impl Incoming {
         self.way = Way::Stream(sender);
         self.streamed = true;
         Some(Started {
-            job: Job { id: self.id, envelope, content: Content::Stream(receiver) },
+            job: Job { id: self.id, envelope, content: Content::Stream(receiver), leave: None },
             lane,
             unified,
         })
@@ -487,7 +487,12 @@ impl Incoming {
             (_, None) => match self.envelope {
                 Some(mut envelope) => {
                     envelope.size = Some(self.held.iter().map(|piece| piece.unstuffed_len() as u64).sum());
-                    EndedWay::Whole(Job { id: self.id, envelope, content: Content::Whole(self.held.into()) })
+                    EndedWay::Whole(Job {
+                        id: self.id,
+                        envelope,
+                        content: Content::Whole(self.held.into()),
+                        leave: None,
+                    })
                 }
                 None if self.heading.is_some() && !self.streamed => EndedWay::Read(self.unaddressed),
                 None => EndedWay::Void,

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
 use super::report::Counters;
@@ -122,6 +122,13 @@ pub trait MailSink: Send + Sync {
     /// taken from a pool) only when the first job arrives; trouble with them
     /// is the outcome of the jobs, not of this call.
     fn open(&self, route: Route) -> Courier;
+
+    /// How many whole messages a courier of `route` prepares ahead, before
+    /// they may be delivered (see [`Job::leave`]); 0 where that is of no use.
+    fn ahead(&self, route: &Route) -> usize {
+        let _ = route;
+        0
+    }
 }
 
 /// Where and how a poll's messages go.
@@ -192,6 +199,10 @@ pub struct Job {
     pub envelope: Envelope,
     /// What.
     pub content: Content,
+    /// For a sink that prepares messages ahead: nobody may see this one before
+    /// it is told so here. If that can never be, the outcome is
+    /// [`Undelivered::Aborted`]. `None`: it may be delivered.
+    pub leave: Option<oneshot::Receiver<()>>,
 }
 
 /// The content of a message, in wire form.

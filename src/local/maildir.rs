@@ -3,8 +3,10 @@
 //!
 //! A message counts as accepted when its octets and its name are on disk. To
 //! wait for the disk once a message would make it slow, so messages of all
-//! polls that deliver below one path are committed together: whatever has come
-//! while one batch was being written is the next batch.
+//! polls that deliver below one path are written together: whatever has come
+//! while one batch was being written is the next batch. Messages are prepared
+//! ahead in `tmp`, where nobody sees them, and delivered as far as their polls
+//! give leave.
 
 mod batch;
 mod path;
@@ -18,7 +20,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use self::batch::{Draft, Failure, Letter, Postmark};
+use self::batch::{Draft, Failure, Letter, Parcel, Postmark};
 use self::path::folder;
 use self::sweep::Sweeper;
 use crate::domain::code::Code;
@@ -35,6 +37,8 @@ const BATCH: usize = 256;
 /// Batches on their way at a time: one is written while the other waits for
 /// the disk.
 const BATCHES: usize = 2;
+/// Messages of a poll that are prepared ahead.
+const AHEAD: usize = 256;
 /// KiB of messages that wait or are being written, all polls together.
 const MEMORY: u32 = 8 * 1024;
 /// Octets of a stream that are written at a time.
@@ -45,7 +49,7 @@ const CHUNK: usize = 256 * 1024;
 pub struct MaildirSink {
     postmark: Arc<Postmark>,
     /// The way to the writer of each configured path.
-    writers: Mutex<HashMap<Arc<str>, mpsc::Sender<Letter>>>,
+    writers: Mutex<HashMap<Arc<str>, Writer>>,
     memory: Arc<Semaphore>,
     sweeper: Arc<Sweeper>,
 }
@@ -61,13 +65,16 @@ impl MaildirSink {
         }
     }
 
-    fn writer(&self, template: &Arc<str>) -> mpsc::Sender<Letter> {
+    fn writer(&self, template: &Arc<str>) -> Writer {
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        writers.retain(|_, writer| !writer.is_closed());
+        writers.retain(|_, writer| !writer.letters.is_closed() && !writer.parcels.is_closed());
         let open = || {
             let (letters, incoming) = mpsc::channel(BATCH);
-            tokio::spawn(write(incoming, Arc::clone(&self.postmark)));
-            letters
+            let postmark = Arc::clone(&self.postmark);
+            tokio::spawn(in_batches(incoming, BATCHES, move |batch| batch::prepare(batch, &postmark)));
+            let (parcels, incoming) = mpsc::channel(BATCH);
+            tokio::spawn(in_batches(incoming, 1, batch::deliver));
+            Writer { letters, parcels }
         };
         writers.entry(Arc::clone(template)).or_insert_with(open).clone()
     }
@@ -92,6 +99,34 @@ impl MailSink for MaildirSink {
         tokio::spawn(post.run(incoming));
         Courier { jobs, outcomes }
     }
+
+    fn ahead(&self, _: &Route) -> usize {
+        AHEAD
+    }
+}
+
+/// The way to what writes below one path.
+#[derive(Clone, Debug)]
+struct Writer {
+    letters: mpsc::Sender<Letter>,
+    parcels: mpsc::Sender<Parcel>,
+}
+
+impl Writer {
+    /// Delivers what is prepared, once there is leave to.
+    async fn deliver(
+        &self,
+        prepared: oneshot::Receiver<Result<Vec<Draft>, Failure>>,
+        leave: Option<oneshot::Receiver<()>>,
+    ) -> Result<(), Failure> {
+        let drafts = prepared.await.unwrap_or(Err(Failure::Ended))?;
+        if let Some(leave) = leave {
+            leave.await.map_err(|_| Failure::Aborted)?;
+        }
+        let (report, reported) = oneshot::channel();
+        self.parcels.send(Parcel { drafts, report }).await.map_err(|_| Failure::Ended)?;
+        reported.await.unwrap_or(Err(Failure::Ended))
+    }
 }
 
 /// One poll's way into its folders.
@@ -99,7 +134,7 @@ impl MailSink for MaildirSink {
 struct Post {
     template: Arc<str>,
     mailbox: Option<Arc<str>>,
-    writer: Option<mpsc::Sender<Letter>>,
+    writer: Option<Writer>,
     outcomes: mpsc::UnboundedSender<Outcome>,
     postmark: Arc<Postmark>,
     memory: Arc<Semaphore>,
@@ -126,7 +161,7 @@ impl Post {
     }
 
     async fn take(&self, job: Job, tasks: &mut JoinSet<()>) {
-        let Job { id, envelope, content } = job;
+        let Job { id, envelope, content, leave } = job;
         let (mut folders, verdicts) = self.folders(&envelope).await;
         folders.sort_unstable();
         folders.dedup();
@@ -134,7 +169,7 @@ impl Post {
             self.sweeper.visit(folder);
         }
         let nobody = folders.is_empty();
-        let (report, reported) = oneshot::channel();
+        let (prepared, drafts) = oneshot::channel();
         let outcomes = self.outcomes.clone();
         let answer = move |result: Result<(), Failure>| {
             let result = result.map(|()| verdicts).map_err(Failure::into_undelivered);
@@ -151,30 +186,30 @@ impl Post {
                 let octets = pieces.iter().map(Piece::len).sum::<usize>();
                 let size = u32::try_from(octets / 1024 + 1).unwrap_or(MEMORY).min(MEMORY);
                 let memory = Arc::clone(&self.memory).acquire_many_owned(size).await.ok();
-                let letter = Letter { folders, body: batch::Body::Whole(pieces), report, memory };
-                if writer.send(letter).await.is_err() {
-                    return answer(Err(Failure::unavailable(Code::Internal, "the Maildir writer has ended")));
+                let letter = Letter { folders, body: batch::Body::Whole(pieces), prepared, memory };
+                if writer.letters.send(letter).await.is_err() {
+                    return answer(Err(Failure::Ended));
                 }
-                tasks.spawn(async move { answer(reported.await.unwrap_or(Err(Failure::Ended))) });
+                tasks.spawn(async move { answer(writer.deliver(drafts, leave).await) });
             }
             Content::Stream(parts) => {
                 let postmark = Arc::clone(&self.postmark);
                 tasks.spawn(async move {
-                    let drafts = match stream(parts, folders, postmark).await {
-                        Ok(Some(drafts)) => drafts,
+                    let written = match stream(parts, folders, postmark).await {
+                        Ok(Some(written)) => written,
                         Ok(None) => return answer(Err(Failure::Aborted)),
                         Err(failure) => return answer(Err(failure)),
                     };
                     let letter = Letter {
                         folders: Vec::new(),
-                        body: batch::Body::Written(drafts),
-                        report,
+                        body: batch::Body::Written(written),
+                        prepared,
                         memory: None,
                     };
-                    if writer.send(letter).await.is_err() {
+                    if writer.letters.send(letter).await.is_err() {
                         return answer(Err(Failure::Ended));
                     }
-                    answer(reported.await.unwrap_or(Err(Failure::Ended)));
+                    answer(writer.deliver(drafts, leave).await);
                 });
             }
         }
@@ -276,26 +311,30 @@ fn local_form(piece: &Piece, out: &mut Vec<u8>) {
     }
 }
 
-/// Commits batch after batch.
-async fn write(mut letters: mpsc::Receiver<Letter>, postmark: Arc<Postmark>) {
+/// Does batch after batch, `most` at a time.
+async fn in_batches<T: Send + 'static>(
+    mut incoming: mpsc::Receiver<T>,
+    most: usize,
+    work: impl Fn(Vec<T>) + Clone + Send + 'static,
+) {
     let mut batches = JoinSet::new();
     loop {
         let mut batch = Vec::new();
-        if letters.recv_many(&mut batch, BATCH).await == 0 {
+        if incoming.recv_many(&mut batch, BATCH).await == 0 {
             break;
         }
-        if batches.len() >= BATCHES {
+        if batches.len() >= most {
             batches.join_next().await;
             // What has come meanwhile rides along.
             while batch.len() < BATCH
-                && let Ok(letter) = letters.try_recv()
+                && let Ok(more) = incoming.try_recv()
             {
-                batch.push(letter);
+                batch.push(more);
             }
         }
-        let postmark = Arc::clone(&postmark);
-        // A panic in there drops the letters, and their senders notice.
-        batches.spawn_blocking(move || batch::commit(batch, &postmark));
+        let work = work.clone();
+        // A panic in there drops the messages, and their senders notice.
+        batches.spawn_blocking(move || work(batch));
         while batches.try_join_next().is_some() {}
     }
     while batches.join_next().await.is_some() {}

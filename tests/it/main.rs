@@ -14,6 +14,7 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod ahead;
 mod bench;
 mod chaos;
 mod delivery;

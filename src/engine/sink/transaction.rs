@@ -100,7 +100,7 @@ pub(super) struct Transaction {
 impl Transaction {
     /// The transaction of a task, not begun. With `reset` RSET goes before.
     pub(super) fn new(task: Task, extensions: &Extensions, protocol: Protocol, reset: bool) -> Self {
-        let Task { job: Job { id, envelope, content }, lost, since, spent: touched } = task;
+        let Task { job: Job { id, envelope, content, .. }, lost, since, spent: touched } = task;
         let (needs, has) = (envelope.size.unwrap_or(0), extensions.max_size.unwrap_or(u64::MAX));
         let recipients = envelope.recipients.len();
         let standing: Vec<_> = envelope
@@ -163,7 +163,7 @@ impl Transaction {
             lost: self.lost + 1,
             since: self.since,
             spent: self.touched,
-            job: Job { id: self.id, envelope: self.envelope, content: self.content },
+            job: Job { id: self.id, envelope: self.envelope, content: self.content, leave: None },
         }
     }
 

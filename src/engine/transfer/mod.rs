@@ -23,6 +23,7 @@ use crate::message::Trace;
 use crate::net::Stream;
 use crate::pop3::{Client, Command, Event};
 
+mod ahead;
 mod copies;
 mod couriers;
 mod outcome;
@@ -30,6 +31,7 @@ mod reading;
 mod trouble;
 mod unified;
 
+use ahead::Leaves;
 pub(super) use copies::Copies;
 pub(super) use couriers::Couriers;
 pub(super) use unified::knows_copies;
@@ -163,6 +165,8 @@ pub(super) struct Transfer<'a> {
     out: Outgoing,
     ready: VecDeque<(Job, Handed)>,
     handed: HashMap<u64, Handed>,
+    /// Those of them that may not be delivered yet.
+    leaves: Leaves,
     /// Answers of unified accounts to streams that are not at their end yet.
     early: HashMap<u64, (Handed, Answer)>,
     held_octets: u64,
@@ -217,6 +221,7 @@ impl<'a> Transfer<'a> {
             out: Outgoing::default(),
             ready: VecDeque::new(),
             handed: HashMap::new(),
+            leaves: Leaves::default(),
             early: HashMap::new(),
             held_octets: 0,
             again: Vec::new(),
@@ -290,17 +295,17 @@ impl<'a> Transfer<'a> {
                 return Ok(self.end());
             }
             let reading = self.client.in_flight() > 0 && !self.is_full();
-            let room = self.batch.room(self.handed.len());
+            self.give_leave();
             let commit_at = self.batch.due_in().map(|wait| Instant::now() + wait);
             let keepalive = self.heard + KEEPALIVE;
             let keep_alive = self.client.in_flight() == 0;
             let (stopping, until) = (self.stopping, self.context.until);
             let (draining, drained_by) = (self.draining, self.heard + DRAIN);
-            let lane = self.ready.front().map(|(_, handed)| handed.lane).filter(|_| room > 0);
+            let (lane, free) = (self.next_lane(), self.is_free());
             if let Some(lane) = lane {
                 self.couriers.open(lane);
             }
-            let Self { client, couriers, batch, out, ready, handed, .. } = &mut *self;
+            let Self { client, couriers, batch, out, ready, handed, leaves, .. } = &mut *self;
             let Couriers { jobs, outcomes, .. } = couriers;
             let step = tokio::select! {
                 biased;
@@ -310,7 +315,7 @@ impl<'a> Transfer<'a> {
                     match (permit, ready.pop_front()) {
                         (Ok(permit), Some((job, message))) => {
                             handed.insert(job.id, message);
-                            permit.send(job);
+                            permit.send(leaves.admit(job, free));
                             Step::Moved
                         }
                         _ => Step::CourierGone,

@@ -118,6 +118,7 @@ impl Transfer<'_> {
 
     pub(super) fn on_outcome(&mut self, outcome: Outcome) {
         let Some(handed) = self.handed.remove(&outcome.id) else { return };
+        self.leaves.forget(outcome.id);
         self.held_octets -= handed.octets;
         if handed.unified.is_some() {
             self.on_unified(outcome.id, handed, outcome.result);
@@ -308,6 +309,7 @@ impl Transfer<'_> {
         if self.failed.is_none() {
             self.failed = Some(PollError { code, message: message.to_owned(), scope: Scope::Local });
         }
+        self.withdraw();
         // What is not handed over yet is fetched by a later poll.
         for (job, handed) in self.ready.drain(..) {
             self.held_octets -= handed.octets;
@@ -320,7 +322,8 @@ impl Transfer<'_> {
         loop {
             // A stream without its sender ends by itself; the courier has
             // deadlines of its own for everything else.
-            while !self.ready.is_empty() && self.batch.room(self.handed.len()) > 0 {
+            self.give_leave();
+            while !self.ready.is_empty() && self.is_free() {
                 let Some((job, handed)) = self.ready.pop_front() else { break };
                 let (id, lane) = (job.id, handed.lane);
                 self.handed.insert(id, handed);

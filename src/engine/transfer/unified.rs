@@ -405,7 +405,7 @@ impl Transfer<'_> {
         self.held_octets += octets;
         fetch.standing = Some(Box::new(standing));
         let unified = Some(Box::new(Entrusted { purpose: Purpose::Notification(in_stead), heading }));
-        let job = Job { id, envelope, content: Content::Whole(pieces.into()) };
+        let job = Job { id, envelope, content: Content::Whole(pieces.into()), leave: None };
         self.ready.push_back((job, Handed { taken, octets, fetch, lane: MAIN, unified }));
     }
 

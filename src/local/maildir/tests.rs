@@ -44,6 +44,7 @@ fn job(id: u64, to: &[&str], content: Content) -> Job {
             await_recipients: false,
         },
         content,
+        leave: None,
     }
 }
 
@@ -292,4 +293,39 @@ async fn who_was_found_in_a_message_has_a_maildir_or_is_refused() {
     assert_eq!(files(root.path()).len(), 2, "no folder is made");
     assert_eq!(files(&root.path().join("a/new")).len(), 2, "one copy a folder and message");
     assert_eq!(files(&root.path().join("c/new")).len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_prepared_is_seen_when_there_is_leave_and_gone_when_there_never_is() {
+    let root = tempfile::tempdir().unwrap();
+    let template = root.path().display().to_string();
+    let sink = MaildirSink::new("h");
+    let Courier { jobs, mut outcomes } = sink.open(route(&template, None));
+    let mut leaves = Vec::new();
+    for id in 0..AHEAD as u64 {
+        let (leave, awaited) = oneshot::channel();
+        let job = Job { leave: Some(awaited), ..job(id, &["a@b"], whole("x: y\n")) };
+        jobs.send(job).await.unwrap();
+        leaves.push(leave);
+    }
+    let (new, tmp) = (root.path().join("new"), root.path().join("tmp"));
+    while files(&tmp).len() < AHEAD {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert!(files(&new).is_empty() && outcomes.try_recv().is_err());
+    // In any order.
+    for id in [7, 3] {
+        leaves.remove(id).send(()).unwrap();
+        let outcome = outcomes.recv().await.unwrap();
+        assert_eq!((outcome.id, outcome.result), (id as u64, Ok(vec![Verdict::Accepted])));
+    }
+    assert_eq!((files(&new).len(), files(&tmp).len()), (2, AHEAD - 2));
+    drop((leaves, jobs));
+    let mut withdrawn = 0;
+    while let Some(outcome) = outcomes.recv().await {
+        assert_eq!(outcome.result, Err(Undelivered::Aborted));
+        withdrawn += 1;
+    }
+    assert_eq!(withdrawn, AHEAD - 2);
+    assert_eq!((files(&new).len(), files(&tmp).len()), (2, 0));
 }

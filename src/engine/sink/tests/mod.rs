@@ -525,6 +525,7 @@ pub(super) fn job(id: u64, to: &[&str]) -> Job {
         id,
         envelope: envelope(&format!("s{id}@x"), to),
         content: whole(&format!("Subject: {id}\n\n.dot {id}\n")),
+        leave: None,
     }
 }
 
