@@ -132,6 +132,25 @@ pub(crate) fn left_out(domains: &[impl AsRef<str>]) -> Option<String> {
     }
 }
 
+/// What keeps a record with `special` from being polled: files of which a
+/// part cannot be read, and domains that have errors.
+pub(crate) fn not_all_domains(files: &[impl AsRef<str>], domains: &[impl AsRef<str>]) -> Option<String> {
+    let of_domains = match domains {
+        [] => None,
+        [_] => Some(format!("RpopDomain {} has errors", listed(domains))),
+        _ => Some(format!("the RpopDomains {} have errors", listed(domains))),
+    };
+    let of_files =
+        (!files.is_empty()).then(|| format!("what cannot be read in {} may be a domain", listed(files)));
+    let why: Vec<String> = of_domains.into_iter().chain(of_files).collect();
+    (!why.is_empty()).then(|| {
+        format!(
+            "not polled, since {}: mend that first, for mail to a domain that is not known would be taken for foreign and lost",
+            why.join(", and ")
+        )
+    })
+}
+
 /// Domains whose deliveries lack a Secret, to a record with `special`.
 pub(crate) fn waiting(domains: &[impl AsRef<str>]) -> Option<String> {
     let (what, lacks) = match domains {

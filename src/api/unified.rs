@@ -230,7 +230,8 @@ impl Directory {
             .filter(|name| !locals.iter().any(|local| local.name == *name))
             .collect();
         let main = if settings_lost { before.main.as_deref() } else { self.main.as_deref() };
-        *self = Self::new(locals, left_out, main);
+        let aliases = std::mem::take(&mut self.aliases);
+        *self = Self::new(locals, left_out, main).with_aliases(aliases);
     }
 }
 

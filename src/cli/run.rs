@@ -63,7 +63,7 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     metrics.configured(!wrong);
     logs::follow(configuration.settings.log_level);
     tell(&configuration.diagnostics);
-    if configuration.records.is_empty() && wrong {
+    if configuration.records.is_empty() && wrong && (arguments.once || !configuration.waits()) {
         return Err(misconfigured(
             "no record can be polled: mend the manifests (`rpop check -f …` explains)",
         ));
@@ -199,8 +199,8 @@ async fn good_settings(
         }
         match load(paths.to_vec()).await {
             Ok(mut now) => {
-                tell(now.diagnostics.iter().filter(|finding| !before.diagnostics.contains(finding)));
                 now.keep_from(&before);
+                tell(now.diagnostics.iter().filter(|finding| !before.diagnostics.contains(finding)));
                 if !now.settings_missing {
                     return Some(now);
                 }
@@ -256,10 +256,10 @@ impl Reload {
                     continue;
                 }
             };
+            now.keep_from(&before);
             // What was said before is not said again at each edit.
             tell(now.diagnostics.iter().filter(|finding| !before.diagnostics.contains(finding)));
             self.metrics.configured(!now.has_errors());
-            now.keep_from(&before);
             let retry = now
                 .records
                 .iter()

@@ -162,6 +162,12 @@ impl Post {
 
     async fn take(&self, job: Job, tasks: &mut JoinSet<()>) {
         let Job { id, envelope, content, leave } = job;
+        let Some(writer) = self.writer.clone() else {
+            // Before anybody is looked for: nobody is refused by it.
+            let failure = Failure::unavailable(Code::ConfigInvalid, "the domain has no Maildir path");
+            self.outcomes.send(Outcome { id, result: Err(failure.into_undelivered()) }).ok();
+            return;
+        };
         let (mut folders, verdicts) = self.folders(&envelope).await;
         folders.sort_unstable();
         folders.dedup();
@@ -178,9 +184,6 @@ impl Post {
         if nobody {
             return answer(Ok(()));
         }
-        let Some(writer) = self.writer.clone() else {
-            return answer(Err(Failure::unavailable(Code::ConfigInvalid, "the domain has no Maildir path")));
-        };
         match content {
             Content::Whole(pieces) => {
                 let octets = pieces.iter().map(Piece::len).sum::<usize>();

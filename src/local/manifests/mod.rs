@@ -53,6 +53,10 @@ pub struct Configuration {
     pub files: Vec<Arc<Path>>,
     /// The file of each record, as an index of `files`.
     origins: Vec<u32>,
+    /// Unified records that are not polled, with their files, since `doubt`.
+    held: Vec<(Arc<WorkItem>, u32)>,
+    /// Why it is not certain that all domains are known, if it is not.
+    doubt: Option<String>,
     /// Files of which a part could not be read.
     broken: Vec<Arc<Path>>,
     settings_broken: bool,
@@ -92,6 +96,12 @@ impl Configuration {
         self.diagnostics.iter().any(|finding| finding.severity == Severity::Error)
     }
 
+    /// Whether there are records that wait for other manifests to be mended,
+    /// and can be polled then.
+    pub fn waits(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// The records' keys, polled or not.
     pub fn keys(&self) -> impl Iterator<Item = &RecordKey> {
         self.records.iter().map(|item| &item.key).chain(self.problems.keys())
@@ -123,6 +133,7 @@ impl Configuration {
         if !self.broken.is_empty() {
             self.secrets.fill_from(&before.secrets);
         }
+        self.release_held(before);
         let known: std::collections::HashSet<&RecordKey> =
             self.records.iter().map(|item| &item.key).chain(&self.skipped).collect();
         let kept: Vec<(Arc<WorkItem>, Arc<Path>)> = before

@@ -62,8 +62,10 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         }
     }
     rivals(&mut loader);
-    let mut directory = unified::directory(&domains, &left_out, main_domain.as_deref());
-    let mut records = Vec::with_capacity(loader.drafts.len());
+    let mut directory =
+        unified::directory(&domains, &left_out, &loader.broken_aliases, main_domain.as_deref());
+    let doubt = unified::doubt(&loader, &left_out);
+    let (mut records, mut held) = (Vec::with_capacity(loader.drafts.len()), Vec::new());
     for mut draft in std::mem::take(&mut loader.drafts) {
         let key = draft.item.key.clone();
         draft.item.source_address = source;
@@ -78,7 +80,14 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         match settled {
             Ok(()) => {
                 unified::explain(&mut loader, &draft, &domains, &directory);
-                records.push((Arc::new(draft.item), draft.file));
+                if let (Some(doubt), Some(_)) = (&doubt, &draft.item.unified) {
+                    warn(&mut loader, &draft, draft.special, Severity::Error, "spec.special", doubt.clone());
+                    let problem = Problem { code: Code::ConfigInvalid, message: doubt.clone(), keep: false };
+                    loader.problems.entry(key).or_insert(problem);
+                    held.push((Arc::new(draft.item), draft.file));
+                } else {
+                    records.push((Arc::new(draft.item), draft.file));
+                }
             }
             Err((at, path, problem)) => {
                 warn(&mut loader, &draft, at, Severity::Error, path, problem.message.clone());
@@ -108,6 +117,8 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         diagnostics,
         files: loader.files,
         origins,
+        held,
+        doubt,
         broken,
         settings_broken,
         settings_missing: settings_broken,
@@ -142,7 +153,9 @@ fn domains(loader: &mut Loader, secrets: &MemorySecrets) -> (HashMap<String, Arc
         let Some(local) = domain(loader, &draft, secrets) else {
             left_out.insert(draft.name.clone());
             loader.broken_domains.insert(draft.name.clone());
-            loader.broken_domains.extend(draft.spec.aliases.iter().map(|alias| alias.to_ascii_lowercase()));
+            let aliases = draft.spec.aliases.iter().map(|alias| alias.to_ascii_lowercase());
+            loader.broken_aliases.extend(aliases.clone());
+            loader.broken_domains.extend(aliases);
             continue;
         };
         let local = Arc::new(local);
