@@ -11,7 +11,7 @@ use super::domains::{Usable, directory, usable};
 use super::shown::{Shown, Told};
 use crate::api::checks::{self, Claim};
 use crate::api::unified::Directory;
-use crate::api::work::{self, Shared};
+use crate::api::work::{self, Shared, Sources};
 use crate::api::{RpopDomainSpec, RpopDomainStatus, RpopRecordSpec, RpopRecordStatus};
 use crate::api::{RpopSettingsSpec, RpopSettingsStatus};
 use crate::domain::text::shown as plain;
@@ -48,7 +48,6 @@ pub(super) struct Domain {
     pub(super) aliases: Vec<Arc<str>>,
     /// What records need of it, or what is wrong with it.
     pub(super) usable: Result<Arc<Usable>, Vec<String>>,
-    pub(super) warnings: Vec<String>,
     pub(super) shown: Shown,
     pub(super) told: Option<Told>,
     /// Grows with every change that concerns records.
@@ -66,7 +65,7 @@ pub(super) struct Namespace {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Rules {
     pub(super) use_apop: bool,
-    pub(super) source: Option<std::net::IpAddr>,
+    pub(super) sources: Sources,
     /// Sessions to one host; 0: no limit.
     pub(super) host_connections: u32,
     pub(super) main_domain: Option<String>,
@@ -277,12 +276,11 @@ impl View {
             return;
         }
         self.revision += 1;
-        let mut warnings = Vec::new();
         let mut aliases = Vec::new();
         let usable = match spec {
             Ok(spec) => {
                 aliases.extend(spec.aliases.iter().map(|alias| Arc::from(alias.to_ascii_lowercase())));
-                usable(&mut self.shared, &self.system, &name, &spec, &mut warnings)
+                usable(&mut self.shared, &self.system, &name, &spec)
             }
             Err(error) => Err(vec![format!("it cannot be read: {}", plain(error))]),
         };
@@ -292,7 +290,6 @@ impl View {
             created: meta.creation_timestamp.clone(),
             aliases,
             usable: usable.map(Arc::new),
-            warnings,
             shown,
             told: None,
             revision: self.revision,
@@ -361,13 +358,12 @@ impl View {
         let first = self.settings.is_none();
         let (rules, faults) = match spec {
             Ok(spec) => match work::settings(spec) {
-                Ok((_, source)) => (Some(rules_of(spec, source)), Vec::new()),
+                Ok(_) => (Some(rules_of(spec)), Vec::new()),
                 Err(faults) => {
                     let texts = faults.iter().map(|fault| format!("{}: {}", fault.path, fault.message));
-                    // At a start there is nothing to go on with, and these two
+                    // At a start there is nothing to go on with, and these
                     // are known whatever else is wrong.
-                    let source = spec.source_address.as_deref().and_then(|text| text.parse().ok());
-                    (first.then(|| rules_of(spec, source)), texts.collect())
+                    (first.then(|| rules_of(spec)), texts.collect())
                 }
             },
             Err(error) => (None, vec![format!("it cannot be read: {}", plain(error))]),
@@ -395,6 +391,7 @@ impl View {
         self.rules = Some(rules);
         self.directory_stale = true;
         self.dirty.extend(self.records.keys().cloned());
+        self.dirty_domains.extend(self.domains.keys().cloned());
     }
 
     /// The settings in force; `None` while those that exist cannot be read.
@@ -585,10 +582,10 @@ fn domain_of(account: &str) -> Option<Arc<str>> {
     account.rsplit_once('@').map(|(_, domain)| domain.to_ascii_lowercase().into())
 }
 
-fn rules_of(spec: &RpopSettingsSpec, source: Option<std::net::IpAddr>) -> Rules {
+fn rules_of(spec: &RpopSettingsSpec) -> Rules {
     Rules {
         use_apop: spec.use_apop,
-        source,
+        sources: Sources::of(spec),
         host_connections: spec.host_connections,
         main_domain: spec.main_domain.as_deref().map(str::to_ascii_lowercase),
     }
