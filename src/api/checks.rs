@@ -9,8 +9,7 @@ use crate::domain::work::{Destination, RecordKey, Special, Unified, WorkItem};
 pub(crate) const APOP_OFF: &str = "apop has no effect: RpopSettings has useApop off";
 
 /// `useForOutgoing` in a domain.
-pub(crate) const OUTGOING: &str =
-    "useForOutgoing has no effect: useDomainAddresses is not supported by this version yet";
+pub(crate) const OUTGOING: &str = "useForOutgoing has no effect: RpopSettings has useDomainAddresses off";
 
 /// A record's domain that nobody wrote. `known` are the names that there are,
 /// as far as the record's author may know them.

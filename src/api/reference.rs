@@ -16,7 +16,6 @@ pub const NOT_YET: &[(&str, &str)] = &[
     ("RpopRecord", "remote.auth: OAuthBearer"),
     ("RpopRecord", "remote.auth: Ntlm"),
     ("RpopRecord", "remote.auth: Msn"),
-    ("RpopSettings", "useDomainAddresses"),
 ];
 
 /// The reference page of one CRD.

@@ -63,13 +63,15 @@ pub struct RpopSettingsSpec {
     /// broken transfer.
     #[serde(default = "ten_minutes")]
     pub delay_failed_accounts: Duration,
-    /// The local address to connect from.
+    /// The local address to connect from. Where it cannot be had, or is not of
+    /// the remote host's family, the record says `SourceAddressUnavailable`:
+    /// no other address is taken in its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = 45))]
-    #[x_kube(validation = Rule::new("isIP(self)").message("write an IP address of this host, without brackets"))]
+    #[x_kube(validation = Rule::new("isIP(self) && !ip(self).isUnspecified()").message("write an IP address of this host, without brackets"))]
     pub source_address: Option<String>,
     /// Connect from the first of the domain's `assignedAddresses`, where the
-    /// RpopDomain has `useForOutgoing`.
+    /// RpopDomain has `useForOutgoing`; `sourceAddress` is for all others.
     #[serde(default)]
     pub use_domain_addresses: bool,
     /// When polling is allowed; always, if not given. Outside nothing connects

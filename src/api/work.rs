@@ -16,8 +16,8 @@ use crate::domain::envelope::Mailbox;
 use crate::domain::text::escape;
 use crate::domain::work::{
     AuthChoice, Checkpoint, Destination, Endpoint, Limits, LogLevel, MailHost, MaildirPath, Network,
-    OnReject, OnUidChange, RecordKey, Remote, SecretKind, SecretRef, Settings, Timeouts, TlsMode, TlsPolicy,
-    WorkItem,
+    OnReject, OnUidChange, RecordKey, Remote, SecretKind, SecretRef, Settings, Source, Timeouts, TlsMode,
+    TlsPolicy, WorkItem,
 };
 
 /// A field whose value cannot be used: its path and what to write.
@@ -383,16 +383,60 @@ pub(crate) fn postmaster(domain: &str, text: &str) -> Result<Mailbox, Unusable> 
     account(&full, "spec.postmaster")
 }
 
-/// The settings, and the address to connect from.
-pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<(Settings, Option<IpAddr>), Vec<Unusable>> {
+/// The addresses that a domain's records connect from, if it wants that.
+pub(crate) fn outgoing(spec: &api::RpopDomainSpec) -> Result<Option<Source>, Unusable> {
+    if !spec.use_for_outgoing {
+        return Ok(None);
+    }
+    const PATH: &str = "spec.assignedAddresses";
+    let read = |text: &String| address(text).map_err(|message| Unusable { path: PATH, message });
+    let addresses: Vec<IpAddr> = spec.assigned_addresses.iter().map(read).collect::<Result<_, _>>()?;
+    match Source::first_of(addresses) {
+        None => unusable(PATH, "useForOutgoing needs assignedAddresses: write the addresses to connect from"),
+        source => Ok(source),
+    }
+}
+
+/// An address that can be connected from.
+fn address(text: &str) -> Result<IpAddr, String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) if !address.to_canonical().is_unspecified() => Ok(address),
+        // It would mean any.
+        Ok(address) => Err(format!("{address} is no address of a host")),
+        Err(_) => Err(format!("`{}` is not an IP address", escape(text))),
+    }
+}
+
+/// Which addresses records connect from: the domain's, where settings and
+/// domain want that, or else those of the settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sources {
+    /// `sourceAddress`.
+    pub(crate) own: Option<Source>,
+    /// `useDomainAddresses`.
+    pub(crate) use_domains: bool,
+}
+
+impl Sources {
+    /// Of settings, though something else in them may be wrong.
+    pub(crate) fn of(spec: &api::RpopSettingsSpec) -> Self {
+        let own = spec.source_address.as_deref().and_then(|text| address(text).ok());
+        Self { own: Source::first_of(own), use_domains: spec.use_domain_addresses }
+    }
+
+    /// For a record whose domain has these.
+    pub(crate) fn choose(self, outgoing: Option<Source>) -> Option<Source> {
+        outgoing.filter(|_| self.use_domains).or(self.own)
+    }
+}
+
+/// The settings but for [`Sources`].
+pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<Settings, Vec<Unusable>> {
     let mut faults = Vec::new();
     let activity = spec.activity_schedule.as_ref().and_then(|spec| {
         let read = super::schedule::schedule(spec);
         read.map_err(|all| faults.extend(all)).ok().map(Arc::new)
     });
-    if spec.use_domain_addresses {
-        faults.push(not_yet("spec.useDomainAddresses", "useDomainAddresses"));
-    }
     let mut networks = |texts: &[String], path| {
         texts
             .iter()
@@ -409,14 +453,9 @@ pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<(Settings, Option
     let remote = spec.remote_networks.clone().unwrap_or_default();
     let allow_networks = networks(&remote.allow, "spec.remoteNetworks.allow");
     let deny_networks = networks(&remote.deny, "spec.remoteNetworks.deny");
-    let source = spec.source_address.as_ref().and_then(|text| {
-        let address = text.parse().ok();
-        if address.is_none() {
-            let message = format!("`{}` is not an IP address", escape(text));
-            faults.push(Unusable { path: "spec.sourceAddress", message });
-        }
-        address
-    });
+    if let Some(Err(message)) = spec.source_address.as_deref().map(address) {
+        faults.push(Unusable { path: "spec.sourceAddress", message });
+    }
     let settings = Settings {
         processors: spec.processors,
         host_connections: spec.host_connections,
@@ -444,7 +483,7 @@ pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<(Settings, Option
             api::LogLevel::AllInfo => LogLevel::AllInfo,
         }),
     };
-    if faults.is_empty() { Ok((settings, source)) } else { Err(faults) }
+    if faults.is_empty() { Ok(settings) } else { Err(faults) }
 }
 
 #[cfg(test)]

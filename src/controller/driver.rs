@@ -282,10 +282,12 @@ impl Driver {
             lead.statuses.drop_waiting(&Target::Domain(name.into()));
             return;
         };
-        let mut warnings = domain.warnings.clone();
-        warnings.extend(
-            self.view.taken_aliases(name, domain).into_iter().map(|text| format!("spec.aliases: {text}")),
-        );
+        let aliases = self.view.taken_aliases(name, domain).into_iter();
+        let mut warnings: Vec<String> = aliases.map(|text| format!("spec.aliases: {text}")).collect();
+        let off = self.view.rules().is_some_and(|rules| !rules.sources.use_domains);
+        if off && domain.usable.as_ref().is_ok_and(|usable| usable.outgoing.is_some()) {
+            warnings.push(format!("spec.useForOutgoing: {}", checks::OUTGOING));
+        }
         let faults = domain.usable.as_ref().err().map(Vec::as_slice).unwrap_or_default();
         let wanted = status::of_faults(domain.generation, faults, &warnings);
         let Some(domain) = self.view.domain_mut(name) else { return };

@@ -220,12 +220,11 @@ impl View {
             return;
         }
         self.revision += 1;
-        let mut warnings = Vec::new();
         let mut aliases = Vec::new();
         let usable = match spec {
             Ok(spec) => {
                 aliases.extend(spec.aliases.iter().map(|alias| Arc::from(alias.to_ascii_lowercase())));
-                usable(&mut self.shared, &self.system, &name, &spec, &mut warnings)
+                usable(&mut self.shared, &self.system, &name, &spec)
             }
             Err(error) => Err(vec![format!("it cannot be read: {}", plain(error))]),
         };
@@ -235,7 +234,6 @@ impl View {
             created: meta.creation_timestamp.clone(),
             aliases,
             usable: usable.map(Arc::new),
-            warnings,
             shown,
             told: None,
             revision: self.revision,
@@ -302,13 +300,12 @@ impl View {
         let first = self.settings.is_none();
         let (rules, faults) = match spec {
             Ok(spec) => match work::settings(spec) {
-                Ok((_, source)) => (Some(rules_of(spec, source)), Vec::new()),
+                Ok(_) => (Some(rules_of(spec)), Vec::new()),
                 Err(faults) => {
                     let texts = faults.iter().map(|fault| format!("{}: {}", fault.path, fault.message));
-                    // At a start there is nothing to go on with, and these two
+                    // At a start there is nothing to go on with, and these
                     // are known whatever else is wrong.
-                    let source = spec.source_address.as_deref().and_then(|text| text.parse().ok());
-                    (first.then(|| rules_of(spec, source)), texts.collect())
+                    (first.then(|| rules_of(spec)), texts.collect())
                 }
             },
             Err(error) => (None, vec![format!("it cannot be read: {}", plain(error))]),
@@ -336,6 +333,7 @@ impl View {
         self.rules = Some(rules);
         self.directory_stale = true;
         self.dirty.extend(self.records.keys().cloned());
+        self.dirty_domains.extend(self.domains.keys().cloned());
     }
 
     /// The settings in force; `None` while those that exist cannot be read.
@@ -549,10 +547,10 @@ fn domain_of(account: &str) -> Option<Arc<str>> {
     account.rsplit_once('@').map(|(_, domain)| domain.to_ascii_lowercase().into())
 }
 
-fn rules_of(spec: &RpopSettingsSpec, source: Option<std::net::IpAddr>) -> Rules {
+fn rules_of(spec: &RpopSettingsSpec) -> Rules {
     Rules {
         use_apop: spec.use_apop,
-        source,
+        sources: work::Sources::of(spec),
         host_connections: spec.host_connections,
         main_domain: spec.main_domain.as_deref().map(str::to_ascii_lowercase),
     }

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::domains::Usable;
 use super::shown::{Shown, Told};
 use crate::api::RpopRecordSpec;
+use crate::api::work::Sources;
 
 /// A maildrop: host, port, user name.
 pub(super) type Maildrop = (Arc<str>, u16, Arc<str>);
@@ -43,7 +44,6 @@ pub(super) struct Domain {
     pub(super) aliases: Vec<Arc<str>>,
     /// What records need of it, or what is wrong with it.
     pub(super) usable: Result<Arc<Usable>, Vec<String>>,
-    pub(super) warnings: Vec<String>,
     pub(super) shown: Shown,
     pub(super) told: Option<Told>,
     /// Grows with every change that concerns records.
@@ -61,7 +61,7 @@ pub(super) struct Namespace {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Rules {
     pub(super) use_apop: bool,
-    pub(super) source: Option<std::net::IpAddr>,
+    pub(super) sources: Sources,
     /// Sessions to one host; 0: no limit.
     pub(super) host_connections: u32,
     pub(super) main_domain: Option<String>,

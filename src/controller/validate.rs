@@ -87,7 +87,7 @@ pub(super) fn validate(
         item.remote.apop = false;
         warnings.push(format!("spec.apop: {}", checks::APOP_OFF));
     }
-    item.source_address = rules.source;
+    item.source_address = rules.sources.choose(usable.outgoing);
     Ok(Verdict::Accepted(Box::new(ValidatedRecord { item, domain: usable, paused: spec.paused, warnings })))
 }
 

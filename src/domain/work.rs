@@ -1,7 +1,7 @@
 //! What a poll needs to know, resolved from manifests: the work item.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,11 +59,54 @@ pub struct WorkItem {
     pub on_reject: OnReject,
     /// What becomes of a maildrop whose UIDs all changed.
     pub on_uid_change: OnUidChange,
-    /// The local address to connect from.
-    pub source_address: Option<IpAddr>,
+    /// The local addresses to connect from; whichever the system takes, if
+    /// there are none.
+    pub source_address: Option<Source>,
     /// The maildrop collects mail of several accounts (`spec.special`): whom a
     /// message is for, its header says.
     pub unified: Option<Arc<Unified>>,
+}
+
+/// Local addresses to connect from, one a family. To a family without one
+/// nothing connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    v4: Option<Ipv4Addr>,
+    v6: Option<Ipv6Addr>,
+}
+
+impl Source {
+    /// The first address of each family; `None` where there is none of either.
+    pub fn first_of(addresses: impl IntoIterator<Item = IpAddr>) -> Option<Self> {
+        let (mut v4, mut v6) = (None, None);
+        for address in addresses {
+            match address.to_canonical() {
+                IpAddr::V4(address) => v4 = v4.or(Some(address)),
+                IpAddr::V6(address) => v6 = v6.or(Some(address)),
+            }
+        }
+        (v4.is_some() || v6.is_some()).then_some(Self { v4, v6 })
+    }
+
+    /// The address to connect to `peer` from.
+    pub fn towards(&self, peer: IpAddr) -> Option<IpAddr> {
+        match peer.to_canonical() {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// The one or two addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<String> = self.addresses().map(|address| address.to_string()).collect();
+        f.write_str(&addresses.join(" or "))
+    }
 }
 
 /// What a unified domain-wide account needs to know. Owns all of it: an item

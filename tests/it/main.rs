@@ -27,6 +27,7 @@ mod framing;
 mod layers;
 mod notification;
 mod parts;
+mod reach;
 mod resources;
 mod schedule;
 mod session;

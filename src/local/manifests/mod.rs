@@ -30,7 +30,8 @@ pub use files::{LoadError, Watcher};
 pub use secrets::MemorySecrets;
 
 use crate::api::unified::Directory;
-use crate::domain::work::{RecordKey, Settings, WorkItem};
+use crate::api::work::Sources;
+use crate::domain::work::{RecordKey, Settings, Source, WorkItem};
 use crate::run::Problem;
 
 /// What the files say.
@@ -65,8 +66,10 @@ pub struct Configuration {
     /// limits of the user's own would silently fall away.
     pub settings_missing: bool,
     settings_file: Option<Arc<Path>>,
-    /// `RpopSettings.sourceAddress`.
-    source: Option<std::net::IpAddr>,
+    /// What records connect from.
+    sources: Sources,
+    /// What domains have for that, by all their names.
+    outgoing: HashMap<String, Source>,
     use_apop: bool,
     /// What unified records are given.
     directory: Directory,
@@ -120,12 +123,14 @@ impl Configuration {
             self.settings = before.settings.clone();
             self.settings_missing = before.settings_missing;
             self.settings_file.clone_from(&before.settings_file);
-            (self.source, self.use_apop) = (before.source, before.use_apop);
+            (self.sources, self.use_apop) = (before.sources, before.use_apop);
             for item in &mut self.records {
                 let apop = before.use_apop && self.apop_off.contains(&item.key);
-                if item.source_address != self.source || apop {
+                let outgoing = self.outgoing.get(&item.account.domain().to_ascii_lowercase());
+                let source = self.sources.choose(outgoing.copied());
+                if item.source_address != source || apop {
                     let item = Arc::make_mut(item);
-                    item.source_address = self.source;
+                    item.source_address = source;
                     item.remote.apop |= apop;
                 }
             }

@@ -16,10 +16,10 @@ use super::secrets::MemorySecrets;
 use super::unified;
 use super::yaml::Position;
 use crate::api::checks::{self, Claim};
-use crate::api::work;
+use crate::api::work::{self, Sources};
 use crate::domain::code::Code;
 use crate::domain::envelope::Mailbox;
-use crate::domain::work::{Destination, SecretKind, SecretRef, Settings};
+use crate::domain::work::{Destination, SecretKind, SecretRef, Settings, Source};
 use crate::run::Problem;
 
 /// A domain, or an alias of one, that records can be delivered to.
@@ -28,6 +28,8 @@ pub(super) struct Local {
     pub(super) name: Arc<str>,
     pub(super) destination: Arc<Destination>,
     pub(super) postmaster: Mailbox,
+    /// What its records connect from, where the settings want that.
+    pub(super) outgoing: Option<Source>,
     pub(super) problem: Option<Problem>,
 }
 
@@ -36,16 +38,17 @@ const DEFAULT: &str = "default";
 
 pub(super) fn configuration(mut loader: Loader) -> Configuration {
     let secrets = MemorySecrets::new(std::mem::take(&mut loader.secrets));
-    let (domains, left_out) = domains(&mut loader, &secrets);
+    let sources = loader.settings.as_ref().map(|(spec, ..)| Sources::of(spec)).unwrap_or_default();
+    let (domains, left_out) = domains(&mut loader, &secrets, sources);
     let mut settings = Settings::default();
-    let (mut source, mut main_domain) = (None, None);
+    let mut main_domain = None;
     let mut use_apop = false;
     let settings_broken = loader.settings_broken && loader.settings.is_none();
     let mut apop_off = std::collections::HashSet::new();
     if let Some((spec, place, main)) = loader.settings.take() {
         use_apop = spec.use_apop;
         if let Ok(built) = work::settings(&spec) {
-            (settings, source) = built;
+            settings = built;
         }
         main_domain = spec.main_domain;
         let missing = |name: &&String| !domains.contains_key(&name.to_ascii_lowercase());
@@ -68,7 +71,6 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
     let (mut records, mut held) = (Vec::with_capacity(loader.drafts.len()), Vec::new());
     for mut draft in std::mem::take(&mut loader.drafts) {
         let key = draft.item.key.clone();
-        draft.item.source_address = source;
         if draft.item.remote.apop && !use_apop {
             draft.item.remote.apop = false;
             apop_off.insert(key.clone());
@@ -79,6 +81,8 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
             .and_then(|()| unified::unify(&loader, &mut draft, &mut directory, settings_broken));
         match settled {
             Ok(()) => {
+                let outgoing = domains.get(&draft.item.account.domain().to_ascii_lowercase());
+                draft.item.source_address = sources.choose(outgoing.and_then(|local| local.outgoing));
                 unified::explain(&mut loader, &draft, &domains, &directory);
                 if let (Some(doubt), Some(_)) = (&doubt, &draft.item.unified) {
                     warn(&mut loader, &draft, draft.special, Severity::Error, "spec.special", doubt.clone());
@@ -95,6 +99,7 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
             }
         }
     }
+    let outgoing = domains.iter().filter_map(|(name, local)| Some((name.clone(), local.outgoing?))).collect();
     records.sort_by(|(a, _), (b, _)| a.key.cmp(&b.key));
     let (records, origins) = records.into_iter().unzip();
     let mut diagnostics = loader.diagnostics;
@@ -123,7 +128,8 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         settings_broken,
         settings_missing: settings_broken,
         settings_file,
-        source,
+        sources,
+        outgoing,
         use_apop,
         directory,
         apop_off,
@@ -145,12 +151,16 @@ pub(super) fn warn(
 }
 
 /// All names that mail can be delivered under, and the domains with errors.
-fn domains(loader: &mut Loader, secrets: &MemorySecrets) -> (HashMap<String, Arc<Local>>, BTreeSet<String>) {
+fn domains(
+    loader: &mut Loader,
+    secrets: &MemorySecrets,
+    sources: Sources,
+) -> (HashMap<String, Arc<Local>>, BTreeSet<String>) {
     let mut left_out: BTreeSet<String> = loader.broken_domains.iter().cloned().collect();
     let mut known: HashMap<String, Arc<Local>> = HashMap::new();
     let mut owners: HashMap<String, String> = HashMap::new();
     for draft in std::mem::take(&mut loader.domains) {
-        let Some(local) = domain(loader, &draft, secrets) else {
+        let Some(local) = domain(loader, &draft, secrets, sources) else {
             left_out.insert(draft.name.clone());
             loader.broken_domains.insert(draft.name.clone());
             let aliases = draft.spec.aliases.iter().map(|alias| alias.to_ascii_lowercase());
@@ -174,7 +184,12 @@ fn domains(loader: &mut Loader, secrets: &MemorySecrets) -> (HashMap<String, Arc
     (known, left_out)
 }
 
-fn domain(loader: &mut Loader, draft: &DomainDraft, secrets: &MemorySecrets) -> Option<Local> {
+fn domain(
+    loader: &mut Loader,
+    draft: &DomainDraft,
+    secrets: &MemorySecrets,
+    sources: Sources,
+) -> Option<Local> {
     let subject = |path: &str| format!("RpopDomain {}: {path}", draft.name);
     let default: Arc<str> = loader.shared.text(DEFAULT);
     // A domain has no namespace. Its Secrets are those of the namespace that
@@ -207,7 +222,15 @@ fn domain(loader: &mut Loader, draft: &DomainDraft, secrets: &MemorySecrets) -> 
             return None;
         }
     };
-    if draft.spec.use_for_outgoing {
+    let outgoing = match work::outgoing(&draft.spec) {
+        Ok(outgoing) => outgoing,
+        Err(fault) => {
+            let place = Place { at: draft.outgoing, ..draft.place };
+            loader.report(place, Severity::Error, None, subject(fault.path), fault.message);
+            return None;
+        }
+    };
+    if outgoing.is_some() && !sources.use_domains {
         let message = checks::OUTGOING.into();
         let place = Place { at: draft.outgoing, ..draft.place };
         loader.report(place, Severity::Warning, None, subject("spec.useForOutgoing"), message);
@@ -226,7 +249,7 @@ fn domain(loader: &mut Loader, draft: &DomainDraft, secrets: &MemorySecrets) -> 
             });
         }
     }
-    Some(Local { name: Arc::clone(&destination.domain), destination, postmaster, problem })
+    Some(Local { name: Arc::clone(&destination.domain), destination, postmaster, outgoing, problem })
 }
 
 /// Where, which field, and why a record cannot be polled.

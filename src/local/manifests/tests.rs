@@ -535,7 +535,7 @@ spec:
     assert_eq!(settings.timeouts.reply, Duration::from_mins(1));
     assert_eq!(settings.deny_networks.len(), 2);
     assert_eq!(&*settings.own_addresses[1], "mail.example.com");
-    assert_eq!(read.records[0].source_address, Some("192.0.2.7".parse().unwrap()));
+    assert_eq!(read.records[0].source_address, Source::first_of(["192.0.2.7".parse().unwrap()]));
 
     let wrong = text.replace("name: default", "name: main");
     assert!(only_error(&load(&[("t.yaml", &wrong)])).contains("name it default"));

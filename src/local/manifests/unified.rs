@@ -22,7 +22,7 @@ pub(super) fn directory(
 ) -> Directory {
     let mut locals: BTreeMap<&str, unified::Local> = BTreeMap::new();
     for (name, local) in known {
-        let Local { name: own, destination, postmaster, problem: _ } = &**local;
+        let Local { name: own, destination, postmaster, outgoing: _, problem: _ } = &**local;
         let entry = locals.entry(own).or_insert_with(|| unified::Local {
             name: Arc::clone(own),
             names: Vec::new(),

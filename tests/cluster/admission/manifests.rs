@@ -219,6 +219,18 @@ fn domains(add: &mut impl FnMut(Value, &'static str, &str)) {
         "spec.aliases",
         "write domain names like example.net; an internationalised one in its ASCII form, which begins with xn--",
     );
+    for wrong in ["[::1]", "0.0.0.0", "eth0"] {
+        add(
+            domain(json!({"assignedAddresses": ["192.0.2.1", wrong]})),
+            "spec.assignedAddresses",
+            "write IP addresses of this host, without brackets",
+        );
+    }
+    add(
+        domain(json!({"useForOutgoing": true})),
+        "spec.useForOutgoing",
+        "useForOutgoing needs assignedAddresses: write the addresses to connect from",
+    );
     let delivery = |change: Value| domain(json!({"delivery": change}));
     let lmtp =
         |change: Value| json!({"smtp": null, "lmtp": merged(json!({"host": "mail.example.com"}), change)});
@@ -307,6 +319,11 @@ fn whole_settings(add: &mut impl FnMut(Value, &'static str, &str)) {
     add(settings(json!({"checkpoint": {"every": "1d"}})), "spec.checkpoint.every", DURATION);
     add(settings(json!({"checkpoint": {"every": "9000h"}})), "spec.checkpoint.every", LONGEST);
     add(settings(json!({"checkpoint": {"every": "0s"}})), "spec.checkpoint.every", "write at least 1s");
+    add(
+        settings(json!({"sourceAddress": "0.0.0.0"})),
+        "spec.sourceAddress",
+        "write an IP address of this host, without brackets",
+    );
     add(
         settings(json!({"sourceAddress": "[::1]"})),
         "spec.sourceAddress",
@@ -409,6 +426,7 @@ pub(super) fn accepted() -> Vec<Value> {
     all.push(domain(json!({"delivery": {"smtp": null, "maildir": {"path": "/home/{local}/Maildir"}}})));
     all.push(domain(json!({
         "aliases": ["example.net", "xn--exmple-cua.org"],
+        "assignedAddresses": ["192.0.2.1", "2001:db8::1"], "useForOutgoing": true,
         "allow": [{"namespaces": {}, "accounts": ["*"]}, {"namespaces": {"matchLabels": {"a": "b"}}, "accounts": ["alice", "team-*"]}],
     })));
     all.push(settings(json!({

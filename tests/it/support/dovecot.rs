@@ -225,6 +225,8 @@ impl Dovecot {
     fn configuration(&self, modern: bool, options: Options) -> String {
         let (root, at) = (self.owner.is_some(), self.folder.path().display());
         let mut text = String::new();
+        let listen =
+            if std::net::TcpListener::bind("[::1]:0").is_ok() { "127.0.0.1, ::1" } else { "127.0.0.1" };
         if modern {
             // Dovecot 2.4 starts with the version whose settings are meant.
             text.push_str("dovecot_config_version = 2.4.0\ndovecot_storage_version = 2.4.0\n");
@@ -236,7 +238,7 @@ impl Dovecot {
         write!(
             text,
             "base_dir = {at}/run\nstate_dir = {at}/state\nlog_path = {at}/log\nprotocols = pop3 lmtp\n\
-             listen = 127.0.0.1\nssl = yes\nfirst_valid_uid = 1\nfirst_valid_gid = 1\nmail_fsync = never\n\
+             listen = {listen}\nssl = yes\nfirst_valid_uid = 1\nfirst_valid_gid = 1\nmail_fsync = never\n\
              recipient_delimiter = +\nlmtp_save_to_detail_mailbox = yes\nlda_mailbox_autocreate = yes\n\
              mail_max_userip_connections = 0\nauth_mechanisms = plain login apop\nauth_failure_delay = 0\n\
              default_client_limit = 20000\ndefault_process_limit = 1000\n"
