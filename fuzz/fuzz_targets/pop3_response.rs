@@ -8,7 +8,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use rpop::domain::work::AuthChoice;
 use rpop::pop3::{Client, Command, Credentials, Deadlines, Error, Event, LoginPolicy, Question};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use zeroize::Zeroizing;
@@ -30,9 +29,8 @@ async fn session(stream: Said) -> Result<(), Error> {
     let mut client = Client::greet(stream, Deadlines::new(minute, minute)).await?;
     client.capabilities().await?;
     client.utf8().await?;
-    let credentials = Credentials { user: "u".to_owned(), password: Zeroizing::new(b"p".to_vec()) };
-    let policy =
-        LoginPolicy { choice: AuthChoice::Auto, apop: true, encrypted: true, clear_text_allowed: false };
+    let credentials = Credentials::password("u", Zeroizing::new(b"p".to_vec()));
+    let policy = LoginPolicy { apop: true, ..LoginPolicy::ENCRYPTED };
     client.login(&credentials, &policy).await?;
     client.ahead(&[Question::Stat, Question::Uidl, Question::List]);
     let stat = client.stat().await?;

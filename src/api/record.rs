@@ -43,7 +43,8 @@ use super::status::RpopRecordStatus;
     validation = Rule::new("!has(self.keepForDays) || self.leave").message("keepForDays needs leave: true: without it a message is deleted as soon as it is delivered").field_path(".keepForDays"),
     validation = Rule::new("!(has(self.mailbox) && has(self.special))").message("write mailbox or special, not both: special distributes by recipient, mailbox stores for one account").field_path(".special"),
     validation = Rule::new("!self.relayForeign || (has(self.special) && self.special != '*')").message("relayForeign needs special with the name of a header").field_path(".relayForeign"),
-    validation = Rule::new("self.deduplicate || (has(self.special) && self.special == '*')").message("deduplicate: false needs special: \"*\", since only there copies are recognised").field_path(".deduplicate")
+    validation = Rule::new("self.deduplicate || (has(self.special) && self.special == '*')").message("deduplicate: false needs special: \"*\", since only there copies are recognised").field_path(".deduplicate"),
+    validation = Rule::new("!has(self.remote.oauth2) || self.tls.mode != 'None'").message("with oauth2 write tls: {mode: Implicit} or {mode: StartTls}: an access token must not cross the network in clear text").field_path(".tls.mode")
 )]
 pub struct RpopRecordSpec {
     /// The local account that gets the mail, with its domain:
@@ -167,9 +168,12 @@ pub enum Auth {
     UserPass,
     /// AUTH PLAIN.
     Plain,
+    /// AUTH LOGIN.
+    Login,
     /// AUTH CRAM-MD5.
     CramMd5,
-    /// AUTH SCRAM-SHA-256.
+    /// AUTH SCRAM-SHA-256, bound to the TLS connection where the server offers
+    /// that.
     ScramSha256,
     /// AUTH XOAUTH2.
     XOAuth2,

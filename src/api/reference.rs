@@ -8,15 +8,7 @@ use serde_json::Value;
 
 /// What this version knows of and cannot do yet: it is refused where it is
 /// written, never ignored.
-pub const NOT_YET: &[(&str, &str)] = &[
-    ("RpopRecord", "remote.oauth2"),
-    ("RpopRecord", "remote.auth: CramMd5"),
-    ("RpopRecord", "remote.auth: ScramSha256"),
-    ("RpopRecord", "remote.auth: XOAuth2"),
-    ("RpopRecord", "remote.auth: OAuthBearer"),
-    ("RpopRecord", "remote.auth: Ntlm"),
-    ("RpopRecord", "remote.auth: Msn"),
-];
+pub const NOT_YET: &[(&str, &str)] = &[("RpopRecord", "remote.oauth2")];
 
 /// The reference page of one CRD.
 pub fn page(crd: &CustomResourceDefinition) -> String {

@@ -83,7 +83,6 @@ pub(crate) fn record(
 ) -> Result<WorkItem, Vec<Unusable>> {
     let mut faults = Vec::new();
     let account = keep(&mut faults, account(&spec.account, "spec.account"));
-    let auth = keep(&mut faults, auth(spec.remote.auth));
     let endpoint = keep(&mut faults, host(&spec.remote.host, spec.tls.mode));
     let tls = keep(&mut faults, tls(shared, &key.namespace, &spec.tls));
     let password = keep(&mut faults, password(shared, &key.namespace, &spec.remote));
@@ -96,43 +95,41 @@ pub(crate) fn record(
         _ => None,
     };
     let uid = uid.map_or_else(|| digest(&key.to_string()), digest);
-    match (account, auth, endpoint, tls, password) {
-        (Some(account), Some(auth), Some((host, port)), Some(tls), Some(password)) if faults.is_empty() => {
-            Ok(WorkItem {
-                uid,
-                account,
-                remote: Remote {
-                    host: shared.text(&host),
-                    port,
-                    account: spec.remote.account.as_str().into(),
-                    password,
-                    auth,
-                    apop: spec.apop,
-                    tls: shared.policy(tls),
-                },
-                interval,
-                leave: spec.leave,
-                keep_for_days: spec.keep_for_days,
-                delete_seen: spec.delete_seen,
-                mailbox: spec.mailbox.as_deref().map(|mailbox| shared.text(mailbox)),
-                destination: Arc::clone(destination),
-                postmaster: None,
-                limits: limits(spec.limits.as_ref()),
-                on_reject: match spec.on_reject {
-                    api::OnReject::Leave => OnReject::Leave,
-                    api::OnReject::Postmaster => OnReject::Postmaster,
-                    api::OnReject::Discard => OnReject::Discard,
-                },
-                on_uid_change: match spec.on_uid_change {
-                    api::OnUidChange::Pause => OnUidChange::Pause,
-                    api::OnUidChange::Fetch => OnUidChange::Fetch,
-                    api::OnUidChange::MatchMessageId => OnUidChange::MatchMessageId,
-                },
-                source_address: None,
-                unified: None,
-                key,
-            })
-        }
+    match (account, endpoint, tls, password) {
+        (Some(account), Some((host, port)), Some(tls), Some(password)) if faults.is_empty() => Ok(WorkItem {
+            uid,
+            account,
+            remote: Remote {
+                host: shared.text(&host),
+                port,
+                account: spec.remote.account.as_str().into(),
+                password,
+                auth: auth(spec.remote.auth),
+                apop: spec.apop,
+                tls: shared.policy(tls),
+            },
+            interval,
+            leave: spec.leave,
+            keep_for_days: spec.keep_for_days,
+            delete_seen: spec.delete_seen,
+            mailbox: spec.mailbox.as_deref().map(|mailbox| shared.text(mailbox)),
+            destination: Arc::clone(destination),
+            postmaster: None,
+            limits: limits(spec.limits.as_ref()),
+            on_reject: match spec.on_reject {
+                api::OnReject::Leave => OnReject::Leave,
+                api::OnReject::Postmaster => OnReject::Postmaster,
+                api::OnReject::Discard => OnReject::Discard,
+            },
+            on_uid_change: match spec.on_uid_change {
+                api::OnUidChange::Pause => OnUidChange::Pause,
+                api::OnUidChange::Fetch => OnUidChange::Fetch,
+                api::OnUidChange::MatchMessageId => OnUidChange::MatchMessageId,
+            },
+            source_address: None,
+            unified: None,
+            key,
+        }),
         _ => Err(faults),
     }
 }
@@ -156,22 +153,19 @@ fn account(text: &str, path: &'static str) -> Result<Mailbox, Unusable> {
     Mailbox::parse(text).map_err(|error| Unusable { path, message: format!("`{}`: {error}", escape(text)) })
 }
 
-fn auth(auth: api::Auth) -> Result<AuthChoice, Unusable> {
-    let name = match auth {
-        api::Auth::Auto => return Ok(AuthChoice::Auto),
-        api::Auth::UserPass => return Ok(AuthChoice::UserPass),
-        api::Auth::Plain => return Ok(AuthChoice::Plain),
-        api::Auth::CramMd5 => "CramMd5",
-        api::Auth::ScramSha256 => "ScramSha256",
-        api::Auth::XOAuth2 => "XOAuth2",
-        api::Auth::OAuthBearer => "OAuthBearer",
-        api::Auth::Ntlm => "Ntlm",
-        api::Auth::Msn => "Msn",
-    };
-    unusable(
-        "spec.remote.auth",
-        format!("`auth: {name}` is not supported by this version yet: write Auto, UserPass or Plain"),
-    )
+fn auth(auth: api::Auth) -> AuthChoice {
+    match auth {
+        api::Auth::Auto => AuthChoice::Auto,
+        api::Auth::UserPass => AuthChoice::UserPass,
+        api::Auth::Plain => AuthChoice::Plain,
+        api::Auth::Login => AuthChoice::Login,
+        api::Auth::CramMd5 => AuthChoice::CramMd5,
+        api::Auth::ScramSha256 => AuthChoice::ScramSha256,
+        api::Auth::XOAuth2 => AuthChoice::XOAuth2,
+        api::Auth::OAuthBearer => AuthChoice::OAuthBearer,
+        api::Auth::Ntlm => AuthChoice::Ntlm,
+        api::Auth::Msn => AuthChoice::Msn,
+    }
 }
 
 fn password(shared: &mut Shared, namespace: &Arc<str>, remote: &api::Remote) -> Result<SecretRef, Unusable> {
@@ -385,10 +379,10 @@ pub(crate) fn postmaster(domain: &str, text: &str) -> Result<Mailbox, Unusable> 
 
 /// The addresses that a domain's records connect from, if it wants that.
 pub(crate) fn outgoing(spec: &api::RpopDomainSpec) -> Result<Option<Source>, Unusable> {
+    const PATH: &str = "spec.assignedAddresses";
     if !spec.use_for_outgoing {
         return Ok(None);
     }
-    const PATH: &str = "spec.assignedAddresses";
     let read = |text: &String| address(text).map_err(|message| Unusable { path: PATH, message });
     let addresses: Vec<IpAddr> = spec.assigned_addresses.iter().map(read).collect::<Result<_, _>>()?;
     match Source::first_of(addresses) {

@@ -199,6 +199,21 @@ pub enum AuthChoice {
     UserPass,
     /// AUTH PLAIN (RFC 5034, RFC 4616).
     Plain,
+    /// AUTH LOGIN.
+    Login,
+    /// AUTH CRAM-MD5 (RFC 2195).
+    CramMd5,
+    /// AUTH SCRAM-SHA-256, with channel binding where the server offers it
+    /// (RFC 5802, RFC 7677).
+    ScramSha256,
+    /// AUTH XOAUTH2.
+    XOAuth2,
+    /// AUTH OAUTHBEARER (RFC 7628).
+    OAuthBearer,
+    /// AUTH NTLM (MS-POP3, MS-NLMP).
+    Ntlm,
+    /// AUTH MSN: NTLM under another name.
+    Msn,
 }
 
 /// A key of a Secret or `ConfigMap` in the record's namespace.

@@ -18,9 +18,10 @@ use crate::domain::ledger::{Findings, Survey};
 use crate::domain::text::causes;
 use crate::domain::work::{Endpoint, SecretRef, Settings, TlsMode, TlsPolicy, WorkItem};
 use crate::message::{Trace, TraceContext};
-use crate::net::{ConnectOptions, Stream, TlsMaterial};
+use crate::net::{ChannelBindings, ConnectOptions, Stream, TlsMaterial};
 use crate::pop3::{
-    Client, Command, Credentials, Deadlines, Error, Event, Expire, LoginPolicy, Mechanism, Question,
+    ChannelBinding, Client, Command, Credentials, Deadlines, Error, Event, Expire, LoginPolicy, Mechanism,
+    Question,
 };
 
 /// A message that LIST says is larger than this (4 TiB) is not.
@@ -80,7 +81,7 @@ pub(super) async fn open(
     let material = tls_material(&*engine.secrets, &item.remote.tls).await?;
     let password = secret(&*engine.secrets, &item.remote.password).await?;
     let knew = plan.without_capa;
-    let credentials = Credentials { user: item.remote.account.to_string(), password };
+    let credentials = Credentials::password(&*item.remote.account, password);
     credentials.validate().map_err(|error| unusable(&item.remote.password, &error))?;
     let client = match connect(engine, item, settings, &material, plan).await {
         // The server hung up on CAPA: it is not asked again.
@@ -164,12 +165,18 @@ async fn log_in(
         message: error.to_string(),
         scope: Scope::Host,
     })?;
+    let bindings = client.stream().channel_bindings();
+    let binding = channel_binding(&bindings);
     let policy = LoginPolicy {
         choice: item.remote.auth,
         apop: item.remote.apop,
         encrypted: clearance.encrypted(),
         // Only whoever writes `tls: {mode: None}` wants the password in clear.
         clear_text_allowed: tls.mode == TlsMode::None,
+        host: &item.remote.host,
+        port: item.remote.port,
+        binding: binding.as_ref(),
+        end_point: bindings.server_end_point.as_deref(),
     };
     let peer = client.stream().peer().map(|peer| peer.ip());
     let version = client.stream().tls_version();
@@ -188,6 +195,13 @@ async fn log_in(
         tls: version,
         peer,
     })
+}
+
+/// What a login can be bound to: the connection itself, by TLS 1.3, or else
+/// the server's certificate (RFC 9266, section 3).
+fn channel_binding(bindings: &ChannelBindings) -> Option<ChannelBinding> {
+    let exporter = bindings.exporter.map(ChannelBinding::Exporter);
+    exporter.or_else(|| bindings.server_end_point.clone().map(ChannelBinding::ServerEndPoint))
 }
 
 impl Session {

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod address;
+mod binding;
 mod connector;
 mod dial;
 pub mod error;
@@ -18,6 +19,7 @@ pub mod tls;
 mod verify;
 
 pub use address::AddressPolicy;
+pub use binding::ChannelBindings;
 pub use connector::{ConnectOptions, Connector};
 pub use error::{ConnectError, Error, TlsError};
 pub use material::{MaterialError, TlsMaterial};

@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 use super::*;
 use crate::domain::code::Code;
-use crate::domain::work::Settings;
+use crate::domain::work::{Settings, Source};
 
 const SOON: Duration = Duration::from_secs(20);
 

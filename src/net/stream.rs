@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
+use super::binding::ChannelBindings;
 use super::error::TlsError;
 use crate::domain::work::{TlsMode, TlsPolicy};
 
@@ -88,6 +89,16 @@ impl Stream {
             Kind::Tcp(_) | Kind::Unix(_) | Kind::Other(_) => None,
         };
         kind == Some(rustls::HandshakeKind::Resumed)
+    }
+
+    /// What identifies this TLS connection on both ends; nothing where there
+    /// is none.
+    pub fn channel_bindings(&self) -> ChannelBindings {
+        match &self.kind {
+            Kind::Tls(stream) => ChannelBindings::of(stream.get_ref().1),
+            Kind::TlsOther(stream) => ChannelBindings::of(stream.get_ref().1),
+            Kind::Tcp(_) | Kind::Unix(_) | Kind::Other(_) => ChannelBindings::default(),
+        }
     }
 
     /// The proof that `policy` is kept on this connection as it is now.

@@ -104,7 +104,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
         let mut client = Self::after_tls(stream, nothing, deadlines);
         let (reply, _) = client.reply(GREETING).await?;
         if !reply.is_ok() {
-            return Err(Error::Refused { command: GREETING, reply, login: true });
+            return Err(Error::Refused { command: GREETING, reply, said: None, login: true });
         }
         client.greeting = Greeting {
             text: shown(&reply.text).into(),
@@ -229,7 +229,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
     pub async fn stat(&mut self) -> Result<Stat, Error> {
         let (reply, _) = self.ask(Question::Stat).await?;
         if !reply.is_ok() {
-            return Err(Error::Refused { command: "STAT", reply, login: false });
+            return Err(Error::Refused { command: "STAT", reply, said: None, login: false });
         }
         let mut words = reply.text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
         let messages = words.next().and_then(number).and_then(|count| u32::try_from(count).ok());
@@ -294,7 +294,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
             }
             return Err(match reply.code {
                 None => Error::Unsupported { command, reply },
-                Some(_) => Error::Refused { command, reply, login: false },
+                Some(_) => Error::Refused { command, reply, said: None, login: false },
             });
         }
         let mut numbers = Numbers::new(self.stat.map(|stat| stat.messages));
@@ -379,17 +379,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Client<S> {
         Ok((reply.detached(), bare))
     }
 
-    /// Waits for a line.
-    pub(super) async fn line(&mut self, during: &'static str) -> Result<(Bytes, bool), Error> {
+    /// Waits for a line of at most `limit` octets, as it came: it may repeat a
+    /// secret.
+    pub(super) async fn line_of(
+        &mut self,
+        during: &'static str,
+        limit: usize,
+    ) -> Result<(Bytes, bool), Error> {
         self.io.progress();
-        let found = loop {
-            match self.io.take_line(Reply::MAX_LINE) {
-                Ok(Some(found)) => break found,
+        loop {
+            match self.io.take_line(limit) {
+                Ok(Some(found)) => return Ok(found),
                 Ok(None) => {}
                 Err(()) => return Err(no_status(during, self.showable(&self.io.input))),
             }
             self.io.pump(Watch::Reply).await.map_err(|ended| self.ended(ended, during))?;
-        };
+        }
+    }
+
+    /// Waits for a line.
+    pub(super) async fn line(&mut self, during: &'static str) -> Result<(Bytes, bool), Error> {
+        let found = self.line_of(during, Reply::MAX_LINE).await?;
         let found = (self.censored(found.0), found.1);
         tracing::debug!(target: "rpop::transcript", "<< {}", shown(&found.0));
         Ok(found)

@@ -3,7 +3,9 @@
 use std::io;
 use std::time::Duration;
 
+use super::auth::Mechanism;
 use super::reply::{Reply, ResponseCode};
+use super::sasl::Malformed;
 use crate::domain::code::Code;
 
 /// Why a session, or a request in it, failed. After any error but
@@ -62,12 +64,19 @@ pub enum Error {
     #[error("the server sent a reply to nothing: {0}")]
     OutOfStep(String),
     /// `-ERR`.
-    #[error("the server refused {}: {reply}", if *command == GREETING { "the connection" } else { *command })]
+    #[error(
+        "the server refused {}: {reply}{}",
+        if *command == GREETING { "the connection" } else { *command },
+        said.as_ref().map(|said| format!(" (its reason: {said})")).unwrap_or_default()
+    )]
     Refused {
         /// The command without its arguments.
         command: &'static str,
         /// What the server said.
         reply: Reply,
+        /// What it said before, in the mechanism's own words: the JSON of
+        /// RFC 7628 or the `e=` of RFC 5802; escaped and capped.
+        said: Option<String>,
         /// It was the greeting, or the name, password or mechanism.
         login: bool,
     },
@@ -82,6 +91,25 @@ pub enum Error {
     /// No mechanism can be used.
     #[error("{0}")]
     NoMechanism(String),
+    /// A challenge that cannot be answered; the login was taken back.
+    #[error("the server's challenge in {command} cannot be answered: {what}")]
+    Challenge {
+        /// The mechanism's command.
+        command: &'static str,
+        /// Which part of it.
+        #[source]
+        what: Malformed,
+    },
+    /// The server did not prove that it knows the password (RFC 5802,
+    /// section 3).
+    #[error(
+        "the server took the login by {command} and did not prove that it knows the password: it may not be the \
+         server that it seems to be"
+    )]
+    Impostor {
+        /// The mechanism's command.
+        command: &'static str,
+    },
     /// The user name cannot be sent at all.
     #[error("{0}")]
     UserName(&'static str),
@@ -112,8 +140,11 @@ impl Error {
             Self::Closed { .. } | Self::Io { .. } => Code::ConnectionLost,
             Self::TimedOut { .. } | Self::Stalled { .. } => Code::TimedOut,
             Self::Unsupported { command: "UIDL", .. } => Code::UidlMissing,
-            Self::Protocol(_) | Self::OutOfStep(_) | Self::Unsupported { .. } => Code::ProtocolError,
-            Self::Refused { reply, login, command } => match reply.code {
+            Self::Protocol(_) | Self::OutOfStep(_) | Self::Unsupported { .. } | Self::Challenge { .. } => {
+                Code::ProtocolError
+            }
+            Self::Impostor { .. } => Code::AuthFailed,
+            Self::Refused { reply, login, command, .. } => match reply.code {
                 Some(ResponseCode::InUse) => Code::MailboxLocked,
                 Some(ResponseCode::LoginDelay) => Code::LoginDelay,
                 Some(ResponseCode::SysTemp | ResponseCode::SysPerm) => Code::ServerBusy,
@@ -160,6 +191,13 @@ impl Error {
                 | Code::UidlMissing
                 | Code::TlsFailed
         )
+    }
+
+    /// The server did not take the access token: another one may help.
+    pub fn refuses_token(&self) -> bool {
+        let bearer = [Mechanism::XOAuth2, Mechanism::OAuthBearer].map(Mechanism::command);
+        matches!(self, Self::Refused { command, .. } if bearer.contains(command))
+            && self.code() == Code::AuthFailed
     }
 
     /// The code as a word for metrics.

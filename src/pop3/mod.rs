@@ -9,8 +9,8 @@
 //!
 //! The server is taken for hostile: every line, number, list and wait is
 //! bounded, and what comes unasked is an error. What needs no I/O stands
-//! apart from it: `reply`, `capability`, `listing`, `apop`, and the decoder of
-//! messages in [`crate::domain::wire`].
+//! apart from it: `reply`, `capability`, `listing`, `apop`, [`sasl`], and the
+//! decoder of messages in [`crate::domain::wire`].
 
 mod apop;
 mod auth;
@@ -20,15 +20,17 @@ mod error;
 mod listing;
 mod pipeline;
 mod reply;
+pub mod sasl;
 mod transport;
 
-pub use auth::{Credentials, LoginPolicy, Mechanism};
+pub use auth::{Credentials, LoginPolicy, Mechanism, Secret};
 pub use capability::{Capabilities, Expire};
 pub use client::{Client, Greeting, Question, Stat};
 pub use error::{Error, Scope};
 pub use listing::Listing;
 pub use pipeline::{BodyEnd, Command, Event};
 pub use reply::{Reply, ResponseCode, Status};
+pub use sasl::scram::ChannelBinding;
 pub use transport::Deadlines;
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 )]
 
 mod ahead;
+mod authentication;
 mod bench;
 mod chaos;
 mod delivery;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::code::Code;
-use crate::domain::work::{Endpoint, OnReject, SecretKind, SecretRef, TlsMode};
+use crate::domain::work::{AuthChoice, Endpoint, OnReject, SecretKind, SecretRef, TlsMode};
 use crate::engine::ports::Secrets as _;
 
 const DOMAIN: &str = "\
@@ -223,13 +223,26 @@ fn accounts_and_hosts_that_cannot_be() {
 }
 
 #[test]
-fn what_this_version_cannot_do_is_refused_and_not_ignored() {
-    for auth in ["CramMd5", "ScramSha256", "Ntlm", "Msn"] {
+fn every_mechanism_that_can_be_written_reaches_the_engine() {
+    for (auth, choice) in [
+        ("Auto", AuthChoice::Auto),
+        ("UserPass", AuthChoice::UserPass),
+        ("Plain", AuthChoice::Plain),
+        ("Login", AuthChoice::Login),
+        ("CramMd5", AuthChoice::CramMd5),
+        ("ScramSha256", AuthChoice::ScramSha256),
+        ("Ntlm", AuthChoice::Ntlm),
+        ("Msn", AuthChoice::Msn),
+    ] {
         let text = record(&REMOTE.replace("account: a77", &format!("account: a77, auth: {auth}")));
         let read = load(&[("d.yaml", DOMAIN), ("record.yaml", &text), ("secret.yaml", SECRET)]);
-        let error = only_error(&read);
-        assert!(error.contains(&format!("`auth: {auth}` is not supported by this version yet")), "{error}");
+        assert!(read.problems.is_empty(), "{auth}: {:?}", read.problems);
+        assert_eq!(read.records[0].remote.auth, choice);
     }
+}
+
+#[test]
+fn what_this_version_cannot_do_is_refused_and_not_ignored() {
     let oauth = REMOTE.replace(
         "passwordSecretRef: {name: isp}",
         "oauth2: {tokenUrl: 'https://x.example/', clientId: c, refreshTokenSecretRef: {name: t}}",

@@ -174,8 +174,8 @@ async fn no_phase_is_without_a_deadline() {
     // quirks: "Auto-logout while the SMTP side stalls; per-read **and** whole-session deadlines; no phase without a deadline"
     // quirks: "STLS stripped, refused or stalled while TLS is required aborts"
     const CAPA: Step = ("CAPA", b"+OK\r\nUSER\r\nSASL PLAIN\r\nUTF8\r\n.\r\n");
-    let credentials = Credentials { user: "u".to_owned(), password: Zeroizing::new(vec![b'p'; 300]) };
-    let policy = |choice, apop| LoginPolicy { choice, apop, encrypted: true, clear_text_allowed: false };
+    let credentials = Credentials::password("u", Zeroizing::new(vec![b'p'; 300]));
+    let policy = |choice, apop| LoginPolicy { choice, apop, ..LoginPolicy::ENCRYPTED };
     let (apop, user, plain) = (
         policy(AuthChoice::Auto, true),
         policy(AuthChoice::UserPass, false),
@@ -207,6 +207,27 @@ async fn no_phase_is_without_a_deadline() {
     phase!([("USER u", &b"+OK\r\n"[..])], |client| client.login(&credentials, &user));
     phase!([], |client| client.login(&credentials, &plain));
     phase!([("AUTH PLAIN", &b"+ \r\n"[..])], |client| client.login(&credentials, &plain));
+    // Each step of the mechanisms with challenges.
+    let (login, cram, ntlm) = (
+        policy(AuthChoice::Login, false),
+        policy(AuthChoice::CramMd5, false),
+        policy(AuthChoice::Ntlm, false),
+    );
+    for choice in [login, cram, ntlm, policy(AuthChoice::ScramSha256, false), policy(AuthChoice::Msn, false)]
+    {
+        phase!([], |client| client.login(&credentials, &choice));
+    }
+    for steps in [vec![("AUTH LOGIN", &b"+\r\n"[..])], vec![("AUTH LOGIN", b"+\r\n"), ("dQ==", b"+\r\n")]] {
+        phase!(steps, |client| client.login(&credentials, &login));
+    }
+    phase!([("AUTH CRAM-MD5", &b"+ PDEuMkBoPg==\r\n"[..])], |client| client.login(&credentials, &cram));
+    phase!([("AUTH NTLM", &b"+OK\r\n"[..])], |client| client.login(&credentials, &ntlm));
+    let token = Credentials::bearer("u", Zeroizing::new("t".to_owned()));
+    let (xoauth2, oauthbearer) = (policy(AuthChoice::XOAuth2, false), policy(AuthChoice::OAuthBearer, false));
+    for choice in [xoauth2, oauthbearer] {
+        phase!([], |client| client.login(&token, &choice));
+    }
+    phase!([("AUTH XOAUTH2", &b"+ \r\n"[..])], |client| client.login(&token, &xoauth2));
     phase!([], |client| client.stat());
     phase!([], |client| client.uidl(|_, _| {}));
     phase!([("LIST", &b"+OK\r\n1 2\r\n.\r"[..])], |client| client.list(|_, _| {}));
@@ -216,5 +237,5 @@ async fn no_phase_is_without_a_deadline() {
             Err::<(), _>(last(&mut client).await)
         });
     }
-    assert_eq!(phases, 17);
+    assert_eq!(phases, 29);
 }

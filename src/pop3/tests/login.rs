@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::AsyncReadExt as _;
 use zeroize::Zeroizing;
@@ -10,18 +9,17 @@ use crate::domain::work::AuthChoice;
 use crate::pop3::{Credentials, Error, LoginPolicy, Mechanism, Scope};
 
 fn credentials(password: &str) -> Credentials {
-    Credentials { user: "alice77".to_owned(), password: Zeroizing::new(password.as_bytes().to_vec()) }
+    Credentials::password("alice77", Zeroizing::new(password.as_bytes().to_vec()))
 }
 
-const SAFE: LoginPolicy =
-    LoginPolicy { choice: AuthChoice::Auto, apop: false, encrypted: true, clear_text_allowed: false };
-const CLEAR: LoginPolicy = LoginPolicy { encrypted: false, clear_text_allowed: true, ..SAFE };
-const BARE: LoginPolicy = LoginPolicy { encrypted: false, ..SAFE };
+const SAFE: LoginPolicy<'static> = LoginPolicy::ENCRYPTED;
+const CLEAR: LoginPolicy<'static> = LoginPolicy { encrypted: false, clear_text_allowed: true, ..SAFE };
+const BARE: LoginPolicy<'static> = LoginPolicy { encrypted: false, ..SAFE };
 
 const CAPA_BOTH: Step = ("CAPA", b"+OK\r\nUSER\r\nSASL LOGIN PLAIN\r\n.\r\n");
 
 async fn login(
-    policy: LoginPolicy,
+    policy: LoginPolicy<'_>,
     password: &str,
     steps: impl IntoIterator<Item = Step> + Send + 'static,
 ) -> (Result<Mechanism, Error>, String) {
@@ -225,8 +223,7 @@ async fn names_and_passwords_that_would_break_a_line_are_not_sent() {
         ("", "secret"),
     ] {
         let (mut client, server) = client([]).await;
-        let credentials =
-            Credentials { user: user.to_owned(), password: Zeroizing::new(password.as_bytes().to_vec()) };
+        let credentials = Credentials::password(user, Zeroizing::new(password.as_bytes().to_vec()));
         let error = client.login(&credentials, &SAFE).await.unwrap_err();
         let expected = if user == "alice" { Code::SecretInvalid } else { Code::ConfigInvalid };
         assert_eq!(error.code(), expected);
@@ -269,27 +266,40 @@ async fn a_server_that_repeats_the_password_is_not_quoted() {
     }
 }
 
+/// What was logged while it was subscribed.
+#[derive(Clone, Default)]
+pub(super) struct Found(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Found {
+    /// Collects everything that this thread logs.
+    pub(super) fn subscribe(&self) -> tracing::subscriber::DefaultGuard {
+        let writer = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    pub(super) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Found {
+    fn write(&mut self, octets: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(octets);
+        Ok(octets.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn transcripts_hold_no_secrets() {
-    #[derive(Clone, Default)]
-    struct Found(Arc<std::sync::Mutex<Vec<u8>>>, Arc<AtomicUsize>);
-    impl std::io::Write for Found {
-        fn write(&mut self, octets: &[u8]) -> std::io::Result<usize> {
-            self.1.fetch_add(1, Ordering::Relaxed);
-            self.0.lock().unwrap().extend_from_slice(octets);
-            Ok(octets.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
     let found = Found::default();
-    let writer = found.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let guard = found.subscribe();
     let plain: Step = ("AUTH PLAIN AGFsaWNlNzcAc2VjcmV0", b"+OK in\r\n");
     let (outcome, _) = login(SAFE, "secret", [("", &b"+OK\r\n"[..]), CAPA_BOTH, plain]).await;
     outcome.unwrap();
@@ -301,7 +311,7 @@ async fn transcripts_hold_no_secrets() {
     .await;
     outcome.unwrap();
     drop(guard);
-    let log = String::from_utf8(found.0.lock().unwrap().clone()).unwrap();
+    let log = found.text();
     for secret in ["secret", "alice77", "AGFsaWNl"] {
         assert!(!log.contains(secret), "{log}");
     }

@@ -3,6 +3,7 @@
 mod deadlines;
 mod listings;
 mod login;
+mod mechanisms;
 mod pipelined;
 mod session;
 

@@ -184,6 +184,12 @@ fn remotes(add: &mut impl FnMut(Value, &'static str, &str)) {
         "spec.remote.oauth2",
         "write passwordSecretRef or oauth2, not both",
     );
+    add(
+        record(json!({"remote": {"passwordSecretRef": null, "oauth2": good()}, "tls": {"mode": "None"}})),
+        "spec.tls.mode",
+        "with oauth2 write tls: {mode: Implicit} or {mode: StartTls}: an access token must not cross the network in \
+         clear text",
+    );
     add(remote(json!({"auth": "XOAuth2"})), "spec.remote.auth", "auth: XOAuth2 and OAuthBearer need oauth2");
     add(
         remote(json!({"passwordSecretRef": null, "oauth2": good(), "auth": "Plain"})),

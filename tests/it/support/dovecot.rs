@@ -5,12 +5,22 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use base64::Engine as _;
+
 use super::authority::{Authority, Identity};
 use super::mail::Maildir;
 use super::process::Daemon;
 
 /// The password of every account.
 pub const PASSWORD: &str = "correct horse";
+
+/// The key that access tokens are signed with (HS256).
+pub const TOKEN_KEY: &[u8] = b"an issuer's key, of 32 octets at least";
+
+/// What is usually offered.
+const USUAL: &str = "plain login apop";
+/// Everything that Dovecot has for passwords, tokens, and (with Samba) NTLM.
+const EVERYTHING: &str = "plain login apop cram-md5 scram-sha-256 xoauth2 oauthbearer ntlm";
 
 /// A running Dovecot. Accounts are local parts: `alice` is `alice@ANYTHING`
 /// for LMTP and `alice` for POP3.
@@ -27,6 +37,7 @@ pub struct Dovecot {
     /// Its certificate, for `127.0.0.1` and `localhost`.
     pub identity: Identity,
     owner: Option<(u32, u32)>,
+    mechanisms: &'static str,
     folder: tempfile::TempDir,
 }
 
@@ -36,6 +47,8 @@ pub struct Options {
     /// The most messages that an account may hold: further ones are refused
     /// for good, by LMTP after DATA.
     pub most_messages: Option<u32>,
+    /// See [`Dovecot::with_all_mechanisms`].
+    pub every_mechanism: bool,
 }
 
 impl Dovecot {
@@ -45,7 +58,25 @@ impl Dovecot {
         Self::start_with(test, Options::default())
     }
 
-    /// The same with further settings.
+    /// One that offers every mechanism. Access tokens are those signed with
+    /// [`TOKEN_KEY`]; NTLM is Samba's, for the one account `alice`, and with
+    /// NTLMv2 only.
+    pub fn with_all_mechanisms(test: &str) -> Option<Self> {
+        if super::program("ntlm_auth").is_none() {
+            super::skipped(test, "Samba's ntlm_auth is not installed; scripts/bootstrap installs it");
+            return None;
+        }
+        if super::program("dovecot").is_some_and(|program| is_modern(&program)) {
+            super::skipped(
+                test,
+                "this Dovecot is configured otherwise than 2.3, which the test is written for",
+            );
+            return None;
+        }
+        Self::start_with(test, Options { every_mechanism: true, ..Options::default() })
+    }
+
+    /// The same as [`Self::start`] with further settings.
     pub fn start_with(test: &str, options: Options) -> Option<Self> {
         let why = match super::program("dovecot") {
             None => "Dovecot is not installed; scripts/bootstrap installs it",
@@ -71,6 +102,7 @@ impl Dovecot {
             authority,
             identity,
             owner,
+            mechanisms: if options.every_mechanism { EVERYTHING } else { USUAL },
             folder,
         };
         for name in ["run", "state", "mail"] {
@@ -78,10 +110,12 @@ impl Dovecot {
         }
         dovecot.give(&dovecot.path("mail"));
         std::fs::write(dovecot.path("users"), "").expect("the user file");
-        let version = Command::new(program).arg("--version").output().expect("its version");
-        let modern = !String::from_utf8_lossy(&version.stdout).starts_with("2.3");
-        std::fs::write(dovecot.path("dovecot.conf"), dovecot.configuration(modern, options))
-            .expect("the configuration");
+        let mut configuration = dovecot.configuration(is_modern(program), options);
+        if options.every_mechanism {
+            configuration += &dovecot.tokens();
+            configuration += &dovecot.samba();
+        }
+        std::fs::write(dovecot.path("dovecot.conf"), configuration).expect("the configuration");
         dovecot.resume();
         dovecot
     }
@@ -112,9 +146,23 @@ impl Dovecot {
 
     /// Adds accounts, all with [`PASSWORD`].
     pub fn add<S: AsRef<str>>(&self, accounts: impl IntoIterator<Item = S>) {
+        let stored = format!("{{PLAIN}}{PASSWORD}");
+        self.add_lines(accounts.into_iter().map(|account| format!("{}:{stored}", account.as_ref())));
+    }
+
+    /// Adds an account of whose password only a hash is stored.
+    pub fn add_hashed(&self, account: &str) {
+        let hashed = Command::new(super::program("doveadm").expect("it comes with Dovecot"))
+            .args(["pw", "-s", "SHA512-CRYPT", "-p", PASSWORD])
+            .output()
+            .expect("doveadm");
+        self.add_lines([format!("{account}:{}", String::from_utf8_lossy(&hashed.stdout).trim())]);
+    }
+
+    fn add_lines(&self, lines: impl IntoIterator<Item = String>) {
         let mut text = std::fs::read_to_string(self.path("users")).expect("the user file");
-        for account in accounts {
-            writeln!(text, "{}:{{PLAIN}}{PASSWORD}", account.as_ref()).expect("a line");
+        for line in lines {
+            writeln!(text, "{line}").expect("a line");
         }
         // Dovecot reads the file again when its time or size changes.
         let fresh = self.path("users.new");
@@ -240,8 +288,9 @@ impl Dovecot {
             "base_dir = {at}/run\nstate_dir = {at}/state\nlog_path = {at}/log\nprotocols = pop3 lmtp\n\
              listen = {listen}\nssl = yes\nfirst_valid_uid = 1\nfirst_valid_gid = 1\nmail_fsync = never\n\
              recipient_delimiter = +\nlmtp_save_to_detail_mailbox = yes\nlda_mailbox_autocreate = yes\n\
-             mail_max_userip_connections = 0\nauth_mechanisms = plain login apop\nauth_failure_delay = 0\n\
-             default_client_limit = 20000\ndefault_process_limit = 1000\n"
+             mail_max_userip_connections = 0\nauth_mechanisms = {}\nauth_failure_delay = 0\n\
+             default_client_limit = 20000\ndefault_process_limit = 1000\n",
+            self.mechanisms
         )
         .expect("text");
         if !root {
@@ -308,12 +357,84 @@ impl Dovecot {
     }
 }
 
+impl Dovecot {
+    /// Access tokens are checked here, with a key; nobody is asked about them.
+    fn tokens(&self) -> String {
+        let keys = self.path("keys/default/HS256");
+        std::fs::create_dir_all(&keys).expect("a folder");
+        let key = base64::engine::general_purpose::STANDARD.encode(TOKEN_KEY);
+        std::fs::write(keys.join("default"), key).expect("the key");
+        let at = self.folder.path().display();
+        std::fs::write(
+            self.path("oauth2.conf"),
+            format!(
+                "introspection_mode = local\nlocal_validation_key_dict = fs:posix:prefix={at}/keys/\n\
+                 username_attribute = sub\nscope = pop\n"
+            ),
+        )
+        .expect("a file");
+        format!(
+            "passdb {{\n  driver = oauth2\n  mechanisms = xoauth2 oauthbearer\n  args = {at}/oauth2.conf\n}}\n"
+        )
+    }
+
+    /// NTLM by Samba's `ntlm_auth`, which is given the one password it checks
+    /// and hence needs no domain controller.
+    fn samba(&self) -> String {
+        let (at, program) =
+            (self.folder.path().display(), super::program("ntlm_auth").expect("it was there"));
+        let samba = self.path("samba");
+        std::fs::create_dir(&samba).expect("a folder");
+        // Dovecot's own user runs it.
+        std::fs::set_permissions(&samba, std::fs::Permissions::from_mode(0o777)).expect("its mode");
+        let folders: String = ["private dir", "state directory", "cache directory", "lock directory"]
+            .map(|name| format!("{name} = {at}/samba\n"))
+            .concat();
+        std::fs::write(
+            samba.join("smb.conf"),
+            format!("[global]\nworkgroup = TEST\nnetbios name = POPHOST\nntlm auth = ntlmv2-only\n{folders}"),
+        )
+        .expect("a file");
+        let helper = self.path("helper");
+        let script = format!(
+            "#!/bin/sh\nexec {} \"$@\" --configfile={at}/samba/smb.conf --password='{PASSWORD}'\n",
+            program.display()
+        );
+        std::fs::write(&helper, script).expect("a script");
+        std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+        format!("auth_use_winbind = yes\nauth_winbind_helper_path = {at}/helper\n")
+    }
+}
+
+/// An access token for `account`, a JWT (RFC 7519) that ends so many seconds
+/// from now.
+pub fn token(account: &str, key: &[u8], seconds: i64) -> String {
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use hmac::{KeyInit as _, Mac as _};
+    let now = jiff::Timestamp::now().as_second();
+    let claims = serde_json::json!({
+        "sub": account, "scope": "pop", "iat": now - 3600, "nbf": now - 3600, "exp": now + seconds,
+    });
+    let part = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let header = serde_json::json!({"alg": "HS256", "typ": "JWT"});
+    let signed = format!("{}.{}", part(&header), part(&claims));
+    let mut mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(key).expect("any key");
+    mac.update(signed.as_bytes());
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes()))
+}
+
 impl Drop for Dovecot {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- Dovecot's log\n{}", self.log());
         }
     }
+}
+
+/// Dovecot 2.4 has another language for its configuration.
+fn is_modern(program: &Path) -> bool {
+    let version = Command::new(program).arg("--version").output().expect("its version");
+    !String::from_utf8_lossy(&version.stdout).starts_with("2.3")
 }
 
 /// Dovecot refuses mail access to root: mail belongs to `nobody` then.

@@ -15,6 +15,8 @@ pub struct Record {
     pub user: String,
     /// The Secret's name; its key is `password`.
     pub secret: String,
+    /// The mechanism.
+    pub auth: String,
     /// The flow mapping behind `tls:`.
     pub tls: String,
     /// Further lines of `spec`, unindented.
@@ -30,6 +32,7 @@ impl Record {
             host: format!("127.0.0.1:{port}"),
             user: user.into(),
             secret: "password".into(),
+            auth: "Auto".into(),
             tls: "{mode: None}".into(),
             more: Vec::new(),
         }
@@ -48,6 +51,12 @@ impl Record {
     /// Another TLS policy.
     pub fn tls(mut self, flow: &str) -> Self {
         flow.clone_into(&mut self.tls);
+        self
+    }
+
+    /// Another mechanism.
+    pub fn auth(mut self, auth: &str) -> Self {
+        auth.clone_into(&mut self.auth);
         self
     }
 
@@ -74,8 +83,8 @@ impl Record {
         let mut text = format!(
             "apiVersion: rpop.dev/v1alpha1\nkind: RpopRecord\nmetadata: {{name: {}, namespace: mail}}\nspec:\n\
              \x20 account: {}\n  pollEvery: 5m\n  remote:\n    host: \"{}\"\n    account: {}\n\
-             \x20   passwordSecretRef: {{name: {}, key: password}}\n  tls: {}\n",
-            self.name, self.account, self.host, self.user, self.secret, self.tls
+             \x20   passwordSecretRef: {{name: {}, key: password}}\n    auth: {}\n  tls: {}\n",
+            self.name, self.account, self.host, self.user, self.secret, self.auth, self.tls
         );
         for line in &self.more {
             writeln!(text, "  {line}").expect("text");

@@ -8,6 +8,7 @@
 
 pub mod authority;
 pub mod dovecot;
+pub mod gsasl;
 pub mod mail;
 pub mod manifest;
 pub mod policy;

@@ -22,6 +22,9 @@ pub struct Weather {
     pub cut_after: Option<u64>,
     /// A line of the server that is not passed on, without CRLF.
     pub hide: Option<&'static str>,
+    /// A line of the client in whose place another one is passed on, both
+    /// without CRLF. Only for sessions in clear text whose client sends lines.
+    pub translate: Option<(&'static str, &'static str)>,
 }
 
 /// A running proxy on a loopback port.
@@ -141,8 +144,9 @@ async fn relay(client: TcpStream, to: SocketAddr, weather: Weather, counts: Arc<
     let Ok(server) = TcpStream::connect(to).await else { return };
     drop((client.set_nodelay(true), server.set_nodelay(true)));
     let ((client_in, client_out), (server_in, server_out)) = (client.into_split(), server.into_split());
-    let up = pump(client_in, server_out, Filter::default(), &counts, &counts.upwards);
-    let filter = Filter { cut_after: weather.cut_after, hide: weather.hide, held: Vec::new() };
+    let translates = Filter { translate: weather.translate, ..Filter::default() };
+    let up = pump(client_in, server_out, translates, &counts, &counts.upwards);
+    let filter = Filter { cut_after: weather.cut_after, hide: weather.hide, ..Filter::default() };
     let down = pump(server_in, client_out, filter, &counts, &counts.downwards);
     let cuts = weather.cut_after.is_some();
     let up = async {
@@ -197,6 +201,7 @@ async fn pump(
 struct Filter {
     cut_after: Option<u64>,
     hide: Option<&'static str>,
+    translate: Option<(&'static str, &'static str)>,
     held: Vec<u8>,
 }
 
@@ -204,6 +209,19 @@ impl Filter {
     /// What goes on of `piece`, and whether the connection is cut behind it.
     fn pass(&mut self, piece: &[u8]) -> (Vec<u8>, bool) {
         let mut out = piece.to_vec();
+        if let Some((from, to)) = self.translate {
+            self.held.extend_from_slice(&out);
+            let whole = self.held.iter().rposition(|octet| *octet == b'\n').map_or(0, |end| end + 1);
+            out.clear();
+            for line in self.held.drain(..whole).collect::<Vec<u8>>().split_inclusive(|octet| *octet == b'\n')
+            {
+                if line.trim_ascii_end() == from.as_bytes() {
+                    out.extend_from_slice(format!("{to}\r\n").as_bytes());
+                } else {
+                    out.extend_from_slice(line);
+                }
+            }
+        }
         if let Some(line) = self.hide {
             // Only ever a few lines at the start of a session: found whole or
             // split over pieces, then passed on without a further look.

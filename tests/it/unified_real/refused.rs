@@ -92,7 +92,7 @@ fn the_sender_is_told_once_by_a_report_that_any_mail_reader_opens() {
 #[test]
 fn what_lmtp_refuses_behind_the_message_is_told_by_the_main_domain_s_queue() {
     let test = "what_lmtp_refuses_behind_the_message_is_told_by_the_main_domain_s_queue";
-    let options = Options { most_messages: Some(2) };
+    let options = Options { most_messages: Some(2), ..Options::default() };
     let Some(place) = Place::start(test, "", options) else { return };
     let Some(mut reader) = Reader::start(test) else { return };
     place.second();

@@ -303,12 +303,11 @@ fn an_edit_by_which_a_domain_may_be_missing_leaves_it_what_it_was() {
         std::fs::remove_file(folder.path().join("e.yaml")).ok();
         folder.write("e.yaml", other.as_bytes());
         let before = folder.load();
-        match &text {
-            Some(text) => folder.write("e.yaml", text.as_bytes()),
-            None => {
-                std::fs::remove_file(folder.path().join("e.yaml")).unwrap();
-                std::os::unix::fs::symlink("/nonexistent/x", folder.path().join("e.yaml")).unwrap();
-            }
+        if let Some(text) = &text {
+            folder.write("e.yaml", text.as_bytes());
+        } else {
+            std::fs::remove_file(folder.path().join("e.yaml")).unwrap();
+            std::os::unix::fs::symlink("/nonexistent/x", folder.path().join("e.yaml")).unwrap();
         }
         let mut now = folder.load();
         now.keep_from(&before);
