@@ -249,12 +249,6 @@ fn what_this_version_cannot_do_is_refused_and_not_ignored() {
     );
     let read = load(&[("d.yaml", DOMAIN), ("record.yaml", &record(&oauth))]);
     assert!(only_error(&read).contains("`oauth2` is not supported by this version yet"));
-    for lines in ["useDomainAddresses: true", "activitySchedule: {windows: [{from: '08:00', to: '18:00'}]}"] {
-        let text = format!(
-            "apiVersion: rpop.dev/v1alpha1\nkind: RpopSettings\nmetadata: {{name: default}}\nspec:\n  {lines}\n"
-        );
-        assert!(only_error(&load(&[("s.yaml", &text)])).contains("is not supported by this version yet"));
-    }
 }
 
 #[test]
