@@ -41,7 +41,8 @@ pub struct RpopRecordStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// `Accepted`: the record is complete and allowed. `Polled`: the last
-    /// session went through. `Delivered`: all that was retrieved was accepted.
+    /// session went through. `Delivered`: all that was retrieved was accepted,
+    /// by all its recipients.
     /// `Ready`: all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -93,6 +94,10 @@ pub struct Counters {
     /// Messages that are set aside and still in the maildrop.
     #[schemars(with = "i64", range(min = 0))]
     pub quarantined: u64,
+    /// Messages that were refused for now, by all their recipients or some,
+    /// and wait in the maildrop.
+    #[schemars(with = "i64", range(min = 0))]
+    pub waiting: u64,
     /// Octets retrieved.
     #[schemars(with = "i64", range(min = 0))]
     pub bytes: u64,

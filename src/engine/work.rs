@@ -55,7 +55,11 @@ impl Work {
         tally: &mut Tally,
     ) {
         tally.counters.listed = tally.counters.listed.max(findings.listed);
-        tally.counters.in_quarantine = findings.waiting;
+        tally.counters.in_quarantine = findings.waiting - findings.owed;
+        if !std::mem::replace(&mut tally.surveyed, true) {
+            // A later session of the poll also finds what this poll deferred.
+            tally.counters.waiting += findings.owed;
+        }
         self.known = findings.vanished_ids;
         self.pruning = findings.pruning;
         for deletion in findings.delete {

@@ -26,7 +26,8 @@ pub struct RecordStatus {
     pub error: Option<Box<LastError>>,
     /// Counted since the record was first polled.
     pub totals: Totals,
-    /// Why messages are set aside: the reason that was told last, if any are.
+    /// Why messages are set aside, or wait: the reason that was told last, if
+    /// any are.
     /// A thin pointer, since there are ten thousands of these.
     pub set_aside: Option<Box<Box<str>>>,
 }
@@ -63,7 +64,10 @@ pub struct Totals {
     /// Octets retrieved.
     pub bytes: u64,
     /// Messages that are set aside now.
-    pub in_quarantine: u64,
+    pub in_quarantine: u32,
+    /// Messages that wait now, since all their recipients or some were refused
+    /// for now.
+    pub waiting: u32,
 }
 
 /// A remote host that is left alone for a while.
@@ -99,9 +103,9 @@ impl LastError {
 
 impl RecordStatus {
     /// The first refusal of the poll that was just counted. A poll without one
-    /// leaves the earlier reason as long as messages are set aside.
+    /// leaves the earlier reason as long as messages are set aside, or wait.
     pub fn tell_set_aside(&mut self, refused: Option<&str>) {
-        if self.totals.in_quarantine == 0 {
+        if self.totals.in_quarantine == 0 && self.totals.waiting == 0 {
             self.set_aside = None;
         } else if let Some(refused) = refused {
             let plain = refused.chars().map(|c| if c.is_control() { ' ' } else { c });
@@ -112,7 +116,7 @@ impl RecordStatus {
     /// A poll ended well.
     pub fn succeeded(&mut self, now: i64, counters: &Counters) {
         self.polled(now, counters);
-        self.totals.in_quarantine = counters.in_quarantine;
+        self.stay(counters);
         self.last_success = Some(now);
         self.error = None;
     }
@@ -141,8 +145,15 @@ impl RecordStatus {
         totals.bytes += counters.bytes;
         // A poll that failed before the listing says nothing of these.
         if counters.listed > 0 {
-            totals.in_quarantine = counters.in_quarantine;
+            self.stay(counters);
         }
+    }
+
+    /// What is still in the maildrop, and why.
+    fn stay(&mut self, counters: &Counters) {
+        let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        self.totals.in_quarantine = count(counters.in_quarantine);
+        self.totals.waiting = count(counters.waiting);
     }
 
     /// The column "Last": the time of the last success (RFC 3339), or the code

@@ -274,6 +274,11 @@ async fn who_is_owed_a_message_gets_it_from_the_worker_that_takes_over() {
         (owed == [(1, 1)]).then_some(())
     })
     .await;
+    // What the user sees of it.
+    let why = office.says("catchall", "Delivered", "False", "Deferred").await;
+    assert!(why.contains("451 "), "{why}");
+    let row = office.row("catchall");
+    assert!(row["READY"] == "False" && row["LAST"].ends_with('Z'), "{row:?}");
     let dead = office.holder("catchall").await;
     let dead = office.workers.remove(dead);
     dead.process.kill();
@@ -294,6 +299,8 @@ async fn who_is_owed_a_message_gets_it_from_the_worker_that_takes_over() {
     })
     .await;
     office.says("catchall", "Ready", "True", "Ready").await;
+    let counters = office.status("catchall").await.counters.unwrap();
+    assert_eq!((counters.waiting, counters.quarantined), (0, 0));
     office.polls("catchall", 1).await;
     assert_eq!(office.mail(), wanted);
     let held = office.server.kubectl(&["get", "rpopshards", "-n", SYSTEM]).succeeds();

@@ -146,6 +146,8 @@ pub struct Findings {
     pub delete: Vec<Deletion>,
     /// Messages that are quarantined, or owed to some, and not due.
     pub waiting: u64,
+    /// Of these the ones that are owed.
+    pub owed: u64,
     /// Lines of the listing, void ones left out.
     pub listed: u64,
     /// Of these known and without need of a fetch.
@@ -275,7 +277,10 @@ impl<'a> Survey<'a> {
         match verdict {
             Verdict::Ambiguous => self.fetch(number, hash, uid, None, true),
             Verdict::Clear(Action::Nothing) => self.found.known += 1,
-            Verdict::Clear(Action::Wait) => self.found.waiting += 1,
+            Verdict::Clear(Action::Wait) => {
+                self.found.waiting += 1;
+                self.found.owed += u64::from(self.is_owed(at));
+            }
             Verdict::Clear(Action::Retry) => {
                 let prior = Some(Box::new(self.ledger.entry(at)));
                 self.fetch(number, hash, uid, prior, false);
@@ -297,6 +302,7 @@ impl<'a> Survey<'a> {
                 Verdict::Ambiguous | Verdict::Clear(Action::Retry) => {}
                 Verdict::Clear(Action::Wait) => {
                     self.found.waiting -= 1;
+                    self.found.owed -= u64::from(self.is_owed(at));
                     self.fetch(first, hash, uid, None, true);
                 }
                 Verdict::Clear(Action::Nothing | Action::Delete) => {
@@ -317,6 +323,10 @@ impl<'a> Survey<'a> {
             alike &= action == first;
         }
         if twins && (!alike || first == Action::Retry) { Verdict::Ambiguous } else { Verdict::Clear(first) }
+    }
+
+    fn is_owed(&self, at: usize) -> bool {
+        self.ledger.table.slots()[at].kind() == Kind::Owed
     }
 
     fn action(&self, at: usize) -> Action {

@@ -69,6 +69,8 @@ impl Transfer<'_> {
         }
         if known {
             self.suppress(taken);
+        } else if waits {
+            self.tally.counters.waiting += 1;
         }
         Ok(known || waits)
     }
@@ -145,8 +147,7 @@ impl Transfer<'_> {
                     self.settle_message(&fetch, taken.as_ref());
                 }
                 Some(Verdict::Deferred(refusal)) => {
-                    self.tally.counters.deferred += 1;
-                    self.tally.note(&format!("refused for now: {refusal}"));
+                    self.tally.defer(&format!("refused for now: {refusal}"));
                 }
                 Some(Verdict::Refused(refusal)) => {
                     // Only a word on the content may cost the message: what is
@@ -167,8 +168,7 @@ impl Transfer<'_> {
         if fetch.was_uncertain() || fetch.attempts() > 0 {
             self.quarantine(fetch, "uncertain", message, taken);
         } else {
-            self.tally.counters.deferred += 1;
-            self.tally.note(message);
+            self.tally.defer(message);
             self.put(fetch, taken, State::Uncertain, None);
         }
     }

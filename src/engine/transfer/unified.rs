@@ -217,8 +217,7 @@ impl Transfer<'_> {
                 self.wait(&fetch, &standing, true);
             }
             Ok(Some(Verdict::Deferred(refusal))) => {
-                self.tally.counters.deferred += 1;
-                self.tally.note(&format!("refused for now: {refusal}"));
+                self.tally.defer(&format!("refused for now: {refusal}"));
                 self.wait(&fetch, &standing, true);
             }
             _ => self.wait(&fetch, &standing, false),
@@ -287,8 +286,7 @@ impl Transfer<'_> {
             Next::Owe => self.owe(&fetch, taken.as_ref(), &standing),
             Next::Wait => {
                 if standing.deferred {
-                    self.tally.counters.deferred += 1;
-                    self.tally.note(standing.why());
+                    self.tally.defer(standing.why());
                 }
                 self.wait(&fetch, &standing, standing.is_tried());
             }
@@ -304,8 +302,7 @@ impl Transfer<'_> {
             self.put(fetch, taken, state, None);
         }
         if tried {
-            self.tally.counters.deferred += 1;
-            self.tally.note(standing.why());
+            self.tally.defer(standing.why());
         }
         tracing::info!(record = %self.context.item.key, number = fetch.number,
             "message owed to some of its recipients: {}", standing.why());

@@ -14,6 +14,8 @@ const TYPES: [&str; 3] = ["Polled", "Delivered", "Ready"];
 const POLLED: usize = 0;
 const DELIVERED: usize = 1;
 const READY: usize = 2;
+/// Why messages wait, where it is not known better.
+const WAITING: &str = "recipients were refused for now: they are tried again";
 
 /// A condition but its type and generation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -131,6 +133,10 @@ impl View {
                 let why = status.set_aside.as_deref().map_or("messages are set aside", |why| &**why);
                 (Some(went_through()), Some((Some(false), Code::MessageRejected.as_str(), why)))
             }
+            None if status.totals.waiting > 0 => {
+                let why = status.set_aside.as_deref().map_or(WAITING, |why| &**why);
+                (Some(went_through()), Some((Some(false), "Deferred", why)))
+            }
             None => {
                 (Some(went_through()), Some((Some(true), "Delivered", "all that was retrieved was accepted")))
             }
@@ -228,13 +234,14 @@ impl IntoBox for str {
 
 fn counters(before: &View, status: &RecordStatus) -> Counters {
     let (base, since) = (before.counters, status.totals);
-    let seen = status.last_success.is_some() || since.in_quarantine > 0;
+    let seen = status.last_success.is_some() || since.in_quarantine > 0 || since.waiting > 0;
     Counters {
         polls: base.polls.saturating_add(since.polls),
         fetched: base.fetched.saturating_add(since.fetched),
         delivered: base.delivered.saturating_add(since.delivered),
         rejected: base.rejected.saturating_add(since.rejected),
-        quarantined: if seen { since.in_quarantine } else { base.quarantined },
+        quarantined: if seen { since.in_quarantine.into() } else { base.quarantined },
+        waiting: if seen { since.waiting.into() } else { base.waiting },
         bytes: base.bytes.saturating_add(since.bytes),
     }
 }
@@ -320,6 +327,13 @@ mod tests {
         assert_eq!(condition(&view, "Polled"), is("False", "HostUnreachable"));
         assert_eq!(condition(&view, "Delivered"), is("False", "DestinationUnavailable"));
         assert_eq!(condition(&view, "Ready"), is("False", "HostUnreachable"));
+        // Nor is mail delivered that some of its recipients lack.
+        status.succeeded(35, &Done { waiting: 1, ..good(1) });
+        status.tell_set_aside(Some("refused for now: 452 full"));
+        let view = next(&none, &view, &status);
+        assert_eq!(condition(&view, "Delivered"), is("False", "Deferred"));
+        assert_eq!(condition(&view, "Ready"), is("False", "Deferred"));
+        assert_eq!((view.why_set_aside(), view.counters.waiting), ("refused for now: 452 full", 1));
         // Quarantined mail is not delivered mail.
         status.succeeded(40, &Done { in_quarantine: 1, ..good(1) });
         status.tell_set_aside(Some("550 no"));

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use rpop::domain::code::Code;
+use rpop::engine::report::Counters;
 
 use super::*;
 use crate::support::pop3::Pop3;
@@ -121,17 +122,22 @@ async fn who_was_refused_for_now_gets_it_later_and_nobody_else() {
         .start();
     let bench = simple(&from, &to, header());
     let report = bench.poll_well().await;
-    assert_eq!((report.counters.delivered, report.counters.deferred), (1, 1));
+    let Counters { delivered, deferred, waiting, .. } = report.counters;
+    assert_eq!((delivered, deferred, waiting), (1, 1, 1));
     assert_eq!(bench.owed(), [(1, 1, true)]);
     // The next poll tries, in vain, and then there is a pause.
     let report = bench.poll_well().await;
-    assert_eq!((report.counters.delivered, report.counters.deferred), (0, 1));
+    let Counters { delivered, deferred, waiting, .. } = report.counters;
+    assert_eq!((delivered, deferred, waiting), (0, 1, 1));
     assert_eq!(bench.owed(), [(2, 1, true)]);
-    bench.poll_well().await;
+    let report = bench.poll_well().await;
     assert_eq!(from.retrieved().len(), 2, "not yet");
+    let Counters { deferred, waiting, in_quarantine, .. } = report.counters;
+    assert_eq!((deferred, waiting, in_quarantine), (0, 1, 0), "it waits, and nothing is wrong with it");
     bench.hurry(&["u1"]);
     let report = bench.poll_well().await;
-    assert_eq!((report.counters.delivered, report.counters.deleted), (0, 1), "it was delivered before");
+    let Counters { delivered, deleted, waiting, .. } = report.counters;
+    assert_eq!((delivered, deleted, waiting), (0, 1, 0), "it was delivered before");
     assert_eq!(got(&to, "m-1"), [rcpt(&["al@local.test"], FAILURE), rcpt(&["bo@local.test"], FAILURE)]);
     assert!(from.uids().is_empty() && bench.owed().is_empty());
 }
@@ -257,7 +263,8 @@ async fn without_uids_the_owed_are_left_in_peace_for_a_while_too() {
         let to = Smtp::new().script(refusing(&[("bo@", "450 4.2.1 later")])).start();
         let bench = simple(&from, &to, header());
         for (poll, attempts, asked) in [(1, 1, 1), (2, 2, 2), (3, 2, 2)] {
-            bench.poll_well().await;
+            let report = bench.poll_well().await;
+            assert_eq!(report.counters.waiting, 1, "{octets} {poll}");
             assert_eq!(bench.owed(), [(attempts, 1, true)], "{octets} {poll}");
             let commands = to.commands();
             // A large one is asked about before it is known for what it is.

@@ -40,7 +40,7 @@ fn what_is_owed_waits_and_then_comes_back_with_its_recipients() {
         put("due", entry(owed(now, &[9, 3, 3, 5], true), 1, 1)),
     ]);
     let found = list(&ledger, keep(), &["later", "due"]);
-    assert_eq!((unseen(&found), found.waiting, found.known), (vec![2], 1, 0));
+    assert_eq!((unseen(&found), found.waiting, found.owed, found.known), (vec![2], 1, 1, 0));
     let prior = found.unseen[0].prior.clone().expect("what is known of it");
     assert_eq!(prior.state, owed(now, &[3, 5, 9], true), "in order, each once");
     assert!(!found.unseen[0].ambiguous);
