@@ -131,6 +131,8 @@ async fn the_mail_of_a_domain_reaches_its_users_and_follows_the_domains() {
     let edit = [
         "--as",
         &us,
+        "--as-group",
+        "system:masters",
         "patch",
         "-n",
         MAIL,
