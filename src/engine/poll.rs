@@ -161,7 +161,7 @@ impl Engine {
             Maildrop::Listed(findings)
                 if findings.all_changed && item.on_uid_change == OnUidChange::Pause =>
             {
-                return Err(uids_changed(ledger.kept(), &findings));
+                return Err(uids_changed(&findings));
             }
             Maildrop::Listed(mut findings) => {
                 let sizes = session.sizes(&wanted(&findings)).await?;
@@ -176,7 +176,8 @@ impl Engine {
             }
         }
         work.apply_limits(item, plan, tally, &*self.observer, now);
-        let Work { queue, deletions, durable_deletions, changes, pruning, known, twins, without_uids } = work;
+        let Work { queue, deletions, durable_deletions, changes, pruning, known, moved, twins, without_uids } =
+            work;
         plan.undeleted.extend(durable_deletions.iter().filter_map(|(change, _)| match change {
             Change::Put { uid, .. } => Some(keys.hash(uid)),
             _ => None,
@@ -216,6 +217,7 @@ impl Engine {
             host_name: Arc::clone(&self.host_name),
             keys,
             known,
+            moved,
             twins,
             until,
             now,
@@ -294,14 +296,14 @@ impl Engine {
     }
 }
 
-fn uids_changed(kept: usize, findings: &Findings) -> PollError {
+fn uids_changed(findings: &Findings) -> PollError {
     PollError {
         code: Code::UidsChanged,
         message: format!(
-            "nearly all UIDs changed at once ({kept} kept messages are remembered, {} of {} listed are unknown): has the \
+            "nearly all UIDs changed at once ({} kept or owed messages are remembered, {} of {} listed are unknown): has the \
              server been migrated? Nothing was fetched. Set spec.onUidChange to MatchMessageId to recognise messages \
              by their Message-ID, or to Fetch to take all of them as new",
-            findings.unseen_total, findings.listed
+            findings.remembered, findings.unseen_total, findings.listed
         ),
         scope: Scope::Account,
     }

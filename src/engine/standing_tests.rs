@@ -304,7 +304,15 @@ fn with_a_star_unknown_ones_are_passed_over() {
     assert_eq!(next(&["550", "550"]), Next::Postmaster);
     assert_eq!(next(&["550", "450"]), Next::Owe);
     assert_eq!(next(&["450", "450"]), Next::Wait);
-    assert_eq!(next(&["250", "554 ."]), Next::Settle);
+    // An account that exists is not passed over: it is full, or dislikes what
+    // others took.
+    for reply in ["554 .", "552 . 5.2.2 full", "552 RCPT 5.2.2 full", "550 RCPT 5.2.1 closed"] {
+        let mut standing = Standing::default();
+        assert_eq!(world.turn(&mut standing, &to, &["250", reply]).1, Next::Owe, "{reply}");
+        assert_eq!(owed(standing.at_last(NOW)), (1, 0, vec![world.hash("2@a.test")], true), "{reply}");
+        standing.discard_unwilling();
+        assert_eq!(standing.next(&world.unified.special), Next::Settle, "onReject: Discard");
+    }
     // A word on the content, and nobody has it: as for any other record.
     assert!(matches!(next(&["554 .", "554 ."]), Next::Reject(_, true)));
     assert!(matches!(next(&["550", "554 ."]), Next::Reject(_, true)));
@@ -351,6 +359,15 @@ fn too_many_recipients_at_a_time_are_served_in_several_turns() {
     assert_eq!(world.turn(&mut standing, &to, &["250", full, full]).1, Next::Again);
     assert_eq!(world.turn(&mut standing, &to, &["250", full]).0, ["2@a.test", "3@a.test"]);
     assert_eq!(world.turn(&mut standing, &to, &[full]).1, Next::Owe, "one is never too many");
+    // RFC 821's code for it; a full mailbox has it as well.
+    for full in ["552 RCPT Too many recipients", "552 RCPT 5.5.3 too many", "552 RCPT"] {
+        for world in [header(), addressees()] {
+            let mut standing = Standing::default();
+            assert_eq!(world.turn(&mut standing, &to, &["250", full, full]).1, Next::Again, "{full}");
+            assert_eq!(world.turn(&mut standing, &to, &["250", full]).0, ["2@a.test", "3@a.test"]);
+            assert_eq!(world.turn(&mut standing, &to, &["250"]).1, Next::Settle);
+        }
+    }
     // And a Maildir's files are not all open at once.
     let world = self::world(Special::Addressees, [Via::Maildir; 3]);
     let to: Vec<String> = (0..100).map(|at| format!("{at}@a.test")).collect();
@@ -361,20 +378,87 @@ fn too_many_recipients_at_a_time_are_served_in_several_turns() {
 }
 
 #[test]
-fn who_is_owed_and_gone_from_the_header_is_settled() {
+fn a_connection_that_ends_amid_the_recipients_has_asked_for_some_of_them() {
+    let cut = "421 RCPT 4.4.2";
+    let to: Vec<String> = (0..40).map(|at| format!("{at}@a.test")).collect();
+    let to: Vec<&str> = to.iter().map(String::as_str).collect();
+    for world in [header(), addressees()] {
+        let mut standing = Standing::default();
+        let mut replies = vec!["550"; 20];
+        replies.extend([cut; 20]);
+        assert_eq!(world.turn(&mut standing, &to, &replies).1, Next::Again);
+        assert_eq!(world.turn(&mut standing, &to, &replies[19..39]).0, to[20..]);
+        let (asked, _) = world.turn(&mut standing, &to, &["250"; 19]);
+        assert_eq!(asked, to[21..]);
+        // Not for ever in one poll, and not where nobody at all was heard of.
+        let mut standing = Standing::default();
+        for _ in 1..MOST_CUT_OFF {
+            assert_eq!(world.turn(&mut standing, &to, &[&["550"], &[cut; 39][..]].concat()).1, Next::Again);
+        }
+        world.turn(&mut standing, &to, &[&["550"], &[cut; 39][..]].concat());
+        assert!(standing.deferred && !standing.later.is_empty());
+        let mut standing = Standing::default();
+        assert_eq!(world.turn(&mut standing, &to, &[cut; 40]).1, Next::Wait);
+    }
+}
+
+#[test]
+fn the_sender_is_told_once_where_others_may_be_refused_yet() {
+    let world = header();
+    let to = ["1@a.test", "2@a.test"];
+    let mut standing = Standing::default();
+    assert_eq!(world.turn(&mut standing, &to, &["550", "450"]).1, Next::Notify);
+    assert!(standing.holds_back() && standing.is_pending());
+    // Not for ever.
+    standing.attempts = MOST_HELD;
+    assert!(!standing.holds_back());
+    // Nor for a destination that is away.
+    let mut standing = Standing::default();
+    assert_eq!(world.turn(&mut standing, &["1@a.test", "2@b.test"], &["550"]).1, Next::Again);
+    standing.put_off(|lane| lane == 1);
+    assert_eq!(standing.next(&world.unified.special), Next::Notify);
+    assert!(!standing.holds_back() && standing.is_pending());
+}
+
+#[test]
+fn who_is_owed_and_gone_from_the_header_is_the_postmasters() {
     let world = header();
     let mut first = Standing::default();
     world.turn(&mut first, &["1@a.test", "2@a.test"], &["250", "450"]);
     let entry = Entry { state: first.at_last(NOW).unwrap(), day: 0, size: 1, message_id: 0, digest: 0 };
     let mut standing = Standing::of(Some(&entry));
     let aim = standing.address(&world.desk(), Some(&found(&["1@a.test", "3@a.test"])), false);
-    assert_eq!(aim, Aim::Nobody);
+    assert!(matches!(aim, Aim::Postmaster(_)), "{aim:?}");
+    assert_eq!(owed(standing.interim(NOW)).2, [world.hash("2@a.test")], "until he has it");
+    let mut kept = standing.clone();
+    kept.keep_strays("later");
+    assert_eq!(kept.next(&world.unified.special), Next::Owe);
+    assert_eq!(owed(kept.at_last(NOW)).2, [world.hash("2@a.test")]);
+    standing.give_strays_up();
     assert_eq!(standing.next(&world.unified.special), Next::Settle);
+
+    // The others get theirs first.
+    let mut first = Standing::default();
+    world.turn(&mut first, &["1@a.test", "2@a.test", "3@a.test"], &["250", "450", "450"]);
+    let entry = Entry { state: first.at_last(NOW).unwrap(), day: 0, size: 1, message_id: 0, digest: 0 };
+    let mut standing = Standing::of(Some(&entry));
+    let (asked, next) = world.turn(&mut standing, &["3@a.test"], &["250"]);
+    assert_eq!((asked, next), (vec!["3@a.test".into()], Next::Postmaster));
+    assert_eq!(owed(standing.interim(NOW)).2, [world.hash("2@a.test")]);
 }
 
 /// What a destination says of one recipient at one attempt.
-const REPLIES: [&str; 7] =
-    ["250", "450", "550", "554 .", "550 MAIL", "999", "452 RCPT 4.5.3 too many recipients"];
+const REPLIES: [&str; 9] = [
+    "250",
+    "450",
+    "550",
+    "554 .",
+    "550 MAIL",
+    "999",
+    "452 RCPT 4.5.3 too many recipients",
+    "552 RCPT too many recipients",
+    "421 RCPT",
+];
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
@@ -471,7 +555,8 @@ proptest! {
                 let word = last.get(&world.hash(address)).copied();
                 let done = match word {
                     Some("250") => true,
-                    Some("550" | "554 .") => star || told.contains(&world.hash(address)),
+                    Some("550") => star || told.contains(&world.hash(address)),
+                    Some("554 ." | "552 RCPT too many recipients") => told.contains(&world.hash(address)),
                     _ => false,
                 };
                 prop_assert!(done, "{address} heard {word:?}");

@@ -37,6 +37,8 @@ impl Secrets for OnePassword {
 pub struct Memory {
     pub ledgers: Mutex<HashMap<RecordKey, Ledger>>,
     pub commits: AtomicUsize,
+    /// All changes, in the order in which they were written.
+    pub written: Mutex<Vec<Change>>,
     pub fails: AtomicBool,
     /// Commits are carried out, and their answers lost.
     pub loses_answers: AtomicBool,
@@ -65,6 +67,7 @@ impl LedgerStore for Memory {
                 return Err(LedgerError::Unavailable("the disk is full".into()));
             }
             self.commits.fetch_add(1, Ordering::SeqCst);
+            self.written.lock().unwrap().extend(changes.iter().cloned());
             let mut written = ledger.clone();
             for change in &changes {
                 written.apply(change);

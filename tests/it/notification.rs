@@ -29,6 +29,7 @@ impl Case<'_> {
             to: self.to,
             from: &address("postmaster@example.com"),
             refused: self.refused,
+            others_wait: false,
             header: self.header,
             in_stead_of: self.in_stead_of,
             now: "2026-11-23T17:35:52Z".parse().unwrap(),

@@ -17,7 +17,7 @@ use super::route::Lanes;
 use super::standing::Desk;
 use crate::domain::code::Code;
 use crate::domain::envelope::Recipient;
-use crate::domain::ledger::{Ledger, Twins};
+use crate::domain::ledger::{Entry, Ledger, Twins};
 use crate::domain::work::WorkItem;
 use crate::message::Trace;
 use crate::net::Stream;
@@ -26,6 +26,7 @@ use crate::pop3::{Client, Command, Event};
 mod ahead;
 mod copies;
 mod couriers;
+mod notices;
 mod outcome;
 mod reading;
 mod trouble;
@@ -34,6 +35,8 @@ mod unified;
 use ahead::Leaves;
 pub(super) use copies::Copies;
 pub(super) use couriers::Couriers;
+use notices::Doubted;
+use outcome::Streak;
 pub(super) use unified::knows_copies;
 
 /// RETRs under way at once, where the server announces PIPELINING.
@@ -53,7 +56,9 @@ const KEEPALIVE: Duration = Duration::from_secs(25);
 const DRAIN: Duration = Duration::from_secs(5);
 /// Refusals for now, with no acceptance between them, that end a poll.
 const DEFERRALS: u32 = 5;
-/// Refusals of the recipient for good, likewise.
+/// And so many for the same recipients.
+const MOST_DEFERRALS: u32 = 50;
+/// Refusals for good before any of a message was sent, likewise.
 const REFUSALS: u32 = 10;
 
 /// How a session ended.
@@ -81,6 +86,9 @@ pub(super) struct Context<'a> {
     pub(super) keys: Ledger,
     /// Sorted hashes of Message-IDs that count as known.
     pub(super) known: Vec<u64>,
+    /// Owed messages that the listing lacks, after a mass change of UIDs: by
+    /// Message-ID, each with the hash of its UID.
+    pub(super) moved: HashMap<u64, Vec<(u64, Entry)>>,
     /// Tells messages of one UID apart, by its hash.
     pub(super) twins: HashMap<u64, Twins>,
     /// Fetching ends here.
@@ -106,7 +114,7 @@ impl Context<'_> {
             _ => &self.recipient,
         };
         let unified = self.desk(away).map(|desk| UnifiedRules { desk, copies });
-        Judgement { keys: &self.keys, recipient, known: &self.known, unified }
+        Judgement { keys: &self.keys, recipient, known: &self.known, moved: &self.moved, unified }
     }
 
     /// Of a unified account.
@@ -176,9 +184,10 @@ pub(super) struct Transfer<'a> {
     deletions: VecDeque<u32>,
     deletes_sent: usize,
     next_id: u64,
-    /// For each lane, refusals for now and for good with no acceptance between
-    /// them.
-    bad_streaks: Vec<(u32, u32)>,
+    /// For each lane.
+    bad_streaks: Vec<Streak>,
+    /// Of unified accounts, each refused by all of its recipients.
+    doubted: Vec<Doubted>,
     failed: Option<PollError>,
     stopping: bool,
     in_step: bool,
@@ -203,7 +212,7 @@ impl<'a> Transfer<'a> {
         tally: &'a mut Tally,
     ) -> Self {
         let fetched_before = tally.counters.fetched;
-        let bad_streaks = vec![(0, 0); context.lanes.count()];
+        let bad_streaks = (0..context.lanes.count()).map(|_| Streak::default()).collect();
         Self {
             context,
             client,
@@ -230,6 +239,7 @@ impl<'a> Transfer<'a> {
             deletes_sent: 0,
             next_id: 0,
             bad_streaks,
+            doubted: Vec::new(),
             failed: None,
             stopping: false,
             in_step: true,
@@ -283,6 +293,13 @@ impl<'a> Transfer<'a> {
                 return Err(self.on_overdue());
             }
             self.ask();
+            if !self.doubted.is_empty() && self.is_idle() {
+                if self.stopping || self.failed.is_some() {
+                    // A later poll finds out again.
+                    self.doubted.clear();
+                }
+                self.believe(None);
+            }
             let idle = self.is_idle();
             if self.batch.is_due(idle) {
                 self.batch.start();

@@ -1,15 +1,50 @@
 //! What becomes of a message: the destination's answers, the rules, and what
 //! the ledger is told of them.
 
+use std::collections::HashSet;
+
 use super::super::incoming::{Fetch, Taken};
 use super::super::ports::{LedgerError, Outcome, Undelivered, Verdict};
+use super::super::refusals::{is_before_content, is_for_another_turn};
 use super::super::report::{PollError, Scope};
-use super::super::standing::Standing;
-use super::{Answer, DEFERRALS, Handed, REFUSALS, Transfer, ledger_error};
+use super::super::standing::{Sent, Standing};
+use super::{Answer, DEFERRALS, Handed, MOST_DEFERRALS, REFUSALS, Transfer, ledger_error};
 use crate::domain::code::Code;
 use crate::domain::ledger::{Action, Change, Entry, State, Twin, day_of};
 use crate::domain::text::shown;
 use crate::domain::work::OnReject;
+
+/// What a lane's destination refused, with no acceptance between.
+#[derive(Debug, Default)]
+pub(super) struct Streak {
+    /// Messages refused for now: of those for the same recipients one counts.
+    deferred: u32,
+    /// All of them.
+    messages: u32,
+    /// Messages that were refused for good before any of it was sent.
+    pub(super) refused: u32,
+    /// Who was put off.
+    whom: HashSet<u64>,
+}
+
+impl Streak {
+    /// One more was refused for now. Whether that is enough: one account that
+    /// is full says nothing about the others, but all of a maildrop is not
+    /// retrieved to learn so.
+    fn defer(&mut self, whom: &[Sent]) -> bool {
+        self.messages += 1;
+        let known = self.whom.len();
+        self.whom.extend(whom.iter().map(|to| to.hash));
+        self.deferred += u32::from(whom.is_empty() || self.whom.len() > known);
+        self.deferred >= DEFERRALS || self.messages >= MOST_DEFERRALS
+    }
+
+    /// One more was refused for good. Whether that is enough.
+    fn refuse(&mut self) -> bool {
+        self.refused += 1;
+        self.refused >= REFUSALS
+    }
+}
 
 impl Transfer<'_> {
     /// Whether a message that its UID does not tell apart was taken before;
@@ -115,6 +150,9 @@ impl Transfer<'_> {
             self.batch.add_beside(Change::Forget { hash: fetch.hash });
         }
         self.batch.add_outcome(Change::Put { uid: fetch.uid_of(digest), entry: entry.clone() }, delete);
+        if let Some(hash) = fetch.moved_from.filter(|hash| *hash != fetch.hash) {
+            self.batch.add_beside(Change::Forget { hash });
+        }
         entry
     }
 
@@ -137,7 +175,7 @@ impl Transfer<'_> {
             && !fetch.to_postmaster
             && matches!(&answer, Ok(verdicts) if matches!(verdicts.first(), Some(Verdict::Refused(_))));
         if !sent_on {
-            self.learn(lane, &answer, true);
+            self.learn(lane, &answer, &[], true);
         }
         match answer {
             Ok(verdicts) => match verdicts.into_iter().next() {
@@ -173,46 +211,53 @@ impl Transfer<'_> {
         }
     }
 
-    /// What an answer says about the destination itself. With `alone` there
-    /// was one recipient, and its refusal says something about all messages.
-    pub(super) fn learn(&mut self, lane: usize, answer: &Answer, alone: bool) {
+    /// What an answer says about the destination itself, of whom it was asked
+    /// for. With `all` a refusal at RCPT says something about all messages.
+    pub(super) fn learn(&mut self, lane: usize, answer: &Answer, whom: &[Sent], all: bool) {
         let Some(streak) = self.bad_streaks.get_mut(lane) else { return };
         let (code, message) = match answer {
             Ok(verdicts) if verdicts.contains(&Verdict::Accepted) => {
-                *streak = (0, 0);
-                return;
+                *streak = Streak::default();
+                return self.believe(Some(lane));
             }
             Ok(verdicts) => {
+                let goes_on = !verdicts.iter().all(is_for_another_turn);
+                if goes_on && verdicts.iter().any(is_for_another_turn) {
+                    // The rest is still to come.
+                    return;
+                }
                 let deferred = verdicts.iter().find_map(|verdict| match verdict {
                     Verdict::Deferred(refusal) => Some(format!("the destination refuses for now: {refusal}")),
                     Verdict::Unknown { message } => Some(message.to_string()),
                     Verdict::Accepted | Verdict::Refused(_) => None,
                 });
                 let refused = verdicts.iter().find_map(|verdict| match verdict {
-                    Verdict::Refused(refusal) if refusal.at == "MAIL" || (alone && refusal.at == "RCPT") => {
+                    Verdict::Refused(refusal)
+                        if is_before_content(refusal) && (all || refusal.at != "RCPT") =>
+                    {
                         Some(format!("the destination refuses this account's mail: {refusal}"))
                     }
                     _ => None,
                 });
-                streak.0 += u32::from(deferred.is_some());
-                streak.1 += u32::from(deferred.is_none() && refused.is_some());
                 match (deferred, refused) {
-                    (Some(message), _) if streak.0 >= DEFERRALS => (Code::DestinationUnavailable, message),
-                    (None, Some(message)) if streak.1 >= REFUSALS => (Code::MessageRejected, message),
+                    (Some(message), _) if streak.defer(whom) => (Code::DestinationUnavailable, message),
+                    (None, Some(message)) if streak.refuse() => (Code::MessageRejected, message),
                     _ => return,
                 }
             }
             Err(Undelivered::Unavailable { code, message }) => (*code, message.to_string()),
             Err(Undelivered::Unknown { message }) => {
                 self.context.observer.uncertain(&self.context.item.key);
-                streak.0 += 1;
-                if streak.0 < DEFERRALS {
+                if !streak.defer(&[]) {
                     return;
                 }
                 (Code::DestinationUnavailable, message.to_string())
             }
             Err(Undelivered::Aborted) => return,
         };
+        if code == Code::MessageRejected {
+            self.disbelieve(lane, &message);
+        }
         self.lose(lane, code, &message);
     }
 
@@ -284,8 +329,7 @@ impl Transfer<'_> {
     fn set_aside(&self, fetch: &Fetch, why: &str) -> State {
         if self.context.item.unified.is_some() {
             let mut standing: Standing = fetch.standing();
-            standing.set_aside(why);
-            if let Some(owed) = standing.at_last(self.context.now) {
+            if let Some(owed) = standing.set_aside(self.context.now, fetch.is_owed(), why) {
                 return owed;
             }
         }

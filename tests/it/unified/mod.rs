@@ -4,9 +4,12 @@
 mod copies;
 mod crash;
 mod destinations;
+mod distrust;
 mod envelope;
+mod fairness;
 mod notification;
 mod refusals;
+mod strays;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
