@@ -249,15 +249,9 @@ impl Dovecot {
     /// With `broken` nothing can be stored for an account: LMTP puts its mail
     /// off after DATA. Its INBOX must be there.
     pub fn break_inbox(&self, account: &str, broken: bool) {
-        let maildir = self.path("mail").join(account).join("Maildir");
-        let aside = self.path("mail").join(account).join("aside");
-        if broken {
-            std::fs::rename(&maildir, &aside).expect("it moves");
-            std::fs::write(&maildir, "in the way").expect("a file");
-        } else {
-            std::fs::remove_file(&maildir).expect("it was in the way");
-            std::fs::rename(&aside, &maildir).expect("it moves");
-        }
+        let tmp = self.path("mail").join(account).join("Maildir/tmp");
+        let mode = std::fs::Permissions::from_mode(if broken { 0o500 } else { 0o700 });
+        std::fs::set_permissions(tmp, mode).expect("its mode");
     }
 
     fn path(&self, name: &str) -> PathBuf {

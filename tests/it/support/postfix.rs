@@ -7,6 +7,8 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::{Pid, Signal, kill_process_group};
+
 use super::mail::Arrived;
 use super::process::Daemon;
 
@@ -134,12 +136,12 @@ impl Postfix {
         // number only: the queue's pid file goes with the processes.
         drop(std::fs::remove_file(self.path("queue/pid/master.pid")));
         let args = ["-c", etc.to_str().expect("plain text"), "start-fg"];
-        let mut daemon = Daemon::start(&program, &args, &self.path("out"));
+        self.daemon = Some(Daemon::start(&program, &args, &self.path("out")));
         super::wait_until("Postfix's port", || {
-            assert!(daemon.runs(), "Postfix ended:\n{}\n{}", super::tail(&self.path("out")), self.log());
+            let runs = self.daemon.as_mut().is_some_and(Daemon::runs);
+            assert!(runs, "Postfix ended:\n{}\n{}", super::tail(&self.path("out")), self.log());
             super::greets(self.smtp)
         });
-        self.daemon = Some(daemon);
     }
 
     /// Ends all its processes at once.
@@ -148,6 +150,15 @@ impl Postfix {
             // Its master leads a process group of its own, hence the clean way.
             let etc = self.path("etc");
             drop(Command::new("postfix").arg("-c").arg(etc).arg("abort").output());
+            // One that stands still does not hear of that.
+            let master = std::fs::read_to_string(self.path("queue/pid/master.pid")).unwrap_or_default();
+            let own = |pid: &Pid| {
+                let at = std::fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero()));
+                at.is_ok_and(|at| at.starts_with(self.folder.path()))
+            };
+            if let Some(group) = master.trim().parse().ok().and_then(Pid::from_raw).filter(own) {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
         }
         self.daemon = None;
     }
@@ -317,12 +328,21 @@ impl Queued {
     }
 }
 
-/// `main` without what `settings` says anew.
+/// `main` with `settings`: of several lines for one name the last one. (Each
+/// process of Postfix warns of several, and so many warnings at once find
+/// nobody who writes them down while it starts: it stands still.)
 fn overridden(main: &str, settings: &str) -> String {
+    let lines: Vec<&str> = main.lines().chain(settings.lines()).collect();
     let name = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
-    let anew: BTreeSet<String> = settings.lines().map(name).collect();
-    let kept = main.lines().filter(|line| !anew.contains(&name(line)));
-    kept.chain(settings.lines()).fold(String::new(), |text, line| text + line + "\n")
+    let mut text = String::new();
+    for (at, line) in lines.iter().enumerate() {
+        let later = lines.iter().skip(at + 1);
+        if !later.into_iter().any(|later| name(later) == name(line)) {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
 }
 
 fn names(folder: &Path) -> Vec<String> {

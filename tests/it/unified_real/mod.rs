@@ -3,6 +3,7 @@
 //! in. What is asserted lies in the Postfix's queue and in mailboxes.
 
 mod copies;
+mod crash;
 mod destinations;
 mod header;
 mod loops;
