@@ -160,6 +160,21 @@ pub(crate) fn waiting(domains: &[impl AsRef<str>]) -> Option<String> {
     Some(format!("{what} {} {lacks}", listed(domains)))
 }
 
+/// A postmaster of the Main Domain who is in another, which has no queue.
+pub(crate) fn postmaster_by_main(postmaster: &Mailbox, his: &str, main: &str) -> String {
+    format!(
+        "mail to the postmaster {postmaster} goes to delivery.smtp of RpopDomain {main}, by which notifications are sent, since RpopDomain {his} has none: that server must take mail for him, or write a postmaster of {main}, or give {his} delivery.smtp"
+    )
+}
+
+/// A postmaster of the Main Domain for whom there is no way.
+pub(crate) fn postmaster_nowhere(postmaster: &Mailbox, main: &str) -> String {
+    format!(
+        "the postmaster {postmaster} of RpopDomain {main} is in no RpopDomain, and there is no delivery.smtp to send his mail by: what is for nobody else may be refused; write a postmaster of {main}, or an RpopDomain {}",
+        escape(postmaster.domain())
+    )
+}
+
 /// A sender is told by SMTP that a recipient of his was refused.
 pub(crate) fn without_notifications(unified: &Unified, main: &Destination) -> Option<String> {
     let tells = matches!(unified.special, Special::Header(_)) && main.smtp.is_none();

@@ -369,6 +369,7 @@ mod tests {
             deduplicate: false,
             domains: vec![LocalDomains {
                 names: vec!["example.com".into(), "example.net".into()],
+                owners: Vec::new(),
                 destination: Arc::clone(&plain.destination),
             }],
             postmaster: Mailbox::parse("postmaster@example.com").unwrap(),

@@ -150,7 +150,8 @@ pub(crate) fn digest(text: &str) -> u64 {
 }
 
 fn account(text: &str, path: &'static str) -> Result<Mailbox, Unusable> {
-    Mailbox::parse(text).map_err(|error| Unusable { path, message: format!("`{}`: {error}", escape(text)) })
+    let account = Mailbox::parse(text).map(Mailbox::with_ascii_domain);
+    account.map_err(|error| Unusable { path, message: format!("`{}`: {error}", escape(text)) })
 }
 
 fn auth(auth: api::Auth) -> AuthChoice {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -56,7 +57,11 @@ pub(super) fn no_manifests(paths: &[PathBuf]) -> String {
 async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     let stop = shutdown::listen().map_err(|error| misconfigured(&error))?;
     let paths = arguments.manifests.file.clone();
-    let mut watcher = (!arguments.once).then(|| Watcher::new(paths.clone(), LOOK));
+    let mut watcher = if arguments.once {
+        None
+    } else {
+        Some(Changes::new(&paths).map_err(|error| misconfigured(&error))?)
+    };
     let mut configuration = load(paths.clone()).await?;
     let metrics = Arc::new(Metrics::new());
     let wrong = configuration.has_errors();
@@ -182,7 +187,7 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
 async fn good_settings(
     paths: &[PathBuf],
     mut before: Configuration,
-    watcher: &mut Watcher,
+    watcher: &mut Changes,
     health: &Health,
     mut stop: watch::Receiver<Stage>,
 ) -> Option<Configuration> {
@@ -233,6 +238,28 @@ fn tell<'a>(findings: impl IntoIterator<Item = &'a Diagnostic>) {
     }
 }
 
+/// When manifests are to be read again: when they differ, or somebody says so.
+struct Changes {
+    watcher: Watcher,
+    hangup: Signal,
+}
+
+impl Changes {
+    /// From now on SIGHUP does not end the process.
+    fn new(paths: &[PathBuf]) -> std::io::Result<Self> {
+        let watcher = Watcher::new(paths.to_vec(), LOOK);
+        Ok(Self { watcher, hangup: signal(SignalKind::hangup())? })
+    }
+
+    /// Waits. Cancel-safe.
+    async fn changed(&mut self) {
+        tokio::select! {
+            () = self.watcher.changed() => {}
+            Some(()) = self.hangup.recv() => tracing::info!("SIGHUP: the manifests are read again"),
+        }
+    }
+}
+
 /// Takes changed manifests up.
 struct Reload {
     paths: Vec<PathBuf>,
@@ -242,7 +269,7 @@ struct Reload {
 }
 
 impl Reload {
-    async fn run(self, mut watcher: Watcher, mut before: Configuration, mut stop: watch::Receiver<Stage>) {
+    async fn run(self, mut watcher: Changes, mut before: Configuration, mut stop: watch::Receiver<Stage>) {
         loop {
             tokio::select! {
                 () = watcher.changed() => {}

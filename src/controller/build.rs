@@ -29,7 +29,6 @@ impl Prepared {
 /// Builds the work item.
 pub(super) fn build(validated: ValidatedRecord, record: &Record) -> Prepared {
     let ValidatedRecord { mut item, domain, paused, warnings } = validated;
-    item.destination = Arc::clone(&domain.destination);
     item.postmaster = Some(domain.postmaster.clone());
     Prepared {
         item: Arc::new(item),

@@ -15,6 +15,7 @@ use crate::api::unified::Directory;
 use crate::api::work::{self, Shared};
 use crate::api::{RpopDomainSpec, RpopDomainStatus, RpopRecordSpec, RpopRecordStatus};
 use crate::api::{RpopSettingsSpec, RpopSettingsStatus};
+use crate::domain::envelope::domain_key;
 use crate::domain::text::shown as plain;
 use crate::domain::work::RecordKey;
 
@@ -226,7 +227,11 @@ impl View {
                 aliases.extend(spec.aliases.iter().map(|alias| Arc::from(alias.to_ascii_lowercase())));
                 usable(&mut self.shared, &self.system, &name, &spec)
             }
-            Err(error) => Err(vec![format!("it cannot be read: {}", plain(error))]),
+            Err(error) => {
+                // Its names stay its own.
+                aliases.extend(self.domains.get(&name).into_iter().flat_map(|known| known.aliases.clone()));
+                Err(vec![format!("it cannot be read: {}", plain(error))])
+            }
         };
         let domain = Domain {
             uid,
@@ -542,9 +547,9 @@ fn identity(meta: &ObjectMeta) -> (Arc<str>, i64) {
     (meta.uid.as_deref().unwrap_or("").into(), meta.generation.unwrap_or(0))
 }
 
-/// The domain of an account, in lower case.
+/// The domain of an account, in lower case and ASCII.
 fn domain_of(account: &str) -> Option<Arc<str>> {
-    account.rsplit_once('@').map(|(_, domain)| domain.to_ascii_lowercase().into())
+    account.rsplit_once('@').map(|(_, domain)| domain_key(domain).into())
 }
 
 fn rules_of(spec: &RpopSettingsSpec) -> Rules {
@@ -552,6 +557,6 @@ fn rules_of(spec: &RpopSettingsSpec) -> Rules {
         use_apop: spec.use_apop,
         sources: work::Sources::of(spec),
         host_connections: spec.host_connections,
-        main_domain: spec.main_domain.as_deref().map(str::to_ascii_lowercase),
+        main_domain: spec.main_domain.as_deref().map(|name| domain_key(name).into_owned()),
     }
 }

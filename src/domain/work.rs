@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::envelope::Mailbox;
+use super::envelope::{Mailbox, domain_key};
 use super::schedule::Schedule;
 
 /// A record's name: `namespace/name`.
@@ -143,6 +143,10 @@ pub enum Special {
 pub struct LocalDomains {
     /// Names and aliases, in lower case and sorted.
     pub names: Vec<Arc<str>>,
+    /// For each of these the place among them of the name that its RpopDomain
+    /// has; none at all where there are no aliases.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owners: Vec<u32>,
     /// Where their mail goes; `domain` is the first RpopDomain among them.
     pub destination: Arc<Destination>,
 }
@@ -159,12 +163,34 @@ impl fmt::Display for Special {
 
 impl Unified {
     /// Which of `domains` has the domain of an address; `None` for a foreign
-    /// one. Case does not matter.
+    /// one. Case does not matter, nor whether an internationalised name is
+    /// written in its ASCII form.
     pub fn place_of(&self, domain: &str) -> Option<usize> {
-        let domain = domain.to_ascii_lowercase();
-        self.domains
-            .iter()
-            .position(|place| place.names.binary_search_by(|name| (**name).cmp(domain.as_str())).is_ok())
+        self.find(domain).map(|(place, _)| place)
+    }
+
+    /// The name of the RpopDomain that has this name or alias; `None` for a
+    /// foreign one.
+    pub fn owner_of(&self, domain: &str) -> Option<&str> {
+        let (place, at) = self.find(domain)?;
+        let domains = self.domains.get(place)?;
+        let owner = domains.owners.get(at).and_then(|at| usize::try_from(*at).ok()).unwrap_or(at);
+        domains.names.get(owner).or_else(|| domains.names.get(at)).map(|name| &**name)
+    }
+
+    fn find(&self, domain: &str) -> Option<(usize, usize)> {
+        let domain = domain_key(domain);
+        self.domains.iter().enumerate().find_map(|(place, domains)| {
+            let at = domains.names.binary_search_by(|name| (**name).cmp(&*domain)).ok()?;
+            Some((place, at))
+        })
+    }
+
+    /// The account that an address of ours means: under the name of its
+    /// RpopDomain, the local part in lower case, as mail servers take them.
+    /// `None` for a foreign one.
+    pub fn account_of(&self, address: &Mailbox) -> Option<(String, &str)> {
+        Some((address.local().to_lowercase(), self.owner_of(address.domain())?))
     }
 }
 

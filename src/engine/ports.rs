@@ -140,6 +140,9 @@ pub struct Route {
     pub via: Via,
     /// The folder for [`Via::Maildir`].
     pub mailbox: Option<Arc<str>>,
+    /// The record has a unified account: no Maildir is made but in the place
+    /// where those of others are.
+    pub unified: bool,
     /// Deadlines.
     pub timeouts: Timeouts,
 }

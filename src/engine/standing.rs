@@ -52,6 +52,11 @@ enum Way {
 
 impl Desk<'_> {
     fn way(&self, address: &Mailbox) -> Way {
+        // Whoever forges a header must not find a way out by a server of ours
+        // that reads a further address out of this.
+        if !self.unified.relay_foreign && address.is_routed() {
+            return Way::Foreign;
+        }
         match self.unified.place_of(address.domain()) {
             Some(place) => Way::Lane(self.lanes.of_place(place)),
             None if !self.unified.relay_foreign || self.unified.special == Special::Addressees => {
@@ -75,7 +80,18 @@ impl Desk<'_> {
             (Special::Addressees, Via::Smtp) => Notify::Never,
             _ => Notify::Unsaid,
         };
-        sent.iter().map(|to| Recipient { address: to.address.clone(), notify }).collect()
+        let address = |to: &Sent| match self.lanes.via(lane) {
+            // Folders know nothing of aliases.
+            Via::Maildir => self.by_own_name(&to.address),
+            Via::Smtp | Via::Lmtp => to.address.clone(),
+        };
+        sent.iter().map(|to| Recipient { address: address(to), notify }).collect()
+    }
+
+    fn by_own_name(&self, address: &Mailbox) -> Mailbox {
+        let owner = self.unified.owner_of(address.domain());
+        let named = owner.and_then(|owner| Mailbox::parse(&format!("{}@{owner}", address.local())).ok());
+        named.unwrap_or_else(|| address.clone())
     }
 }
 
@@ -213,11 +229,18 @@ impl Standing {
             wanted.map(|wanted| wanted.iter().map(|pending| pending.hash).collect());
         let mut strays = wanted.clone().unwrap_or_default();
         let mut seen = HashSet::new();
+        let mut accounts = HashSet::new();
         let mut pending = Vec::new();
         for address in found.into_iter().flat_map(|found| &found.found) {
             let hash = desk.keys.recipient(address);
             let counts = wanted.as_ref().is_none_or(|wanted| wanted.contains(&hash));
             if !counts || !seen.insert(hash) {
+                continue;
+            }
+            // One message for one account, by the first of its addresses. The
+            // ledger names only these.
+            let account = desk.unified.account_of(address).filter(|_| wanted.is_none());
+            if account.is_some_and(|account| !accounts.insert(account)) {
                 continue;
             }
             match desk.way(address) {

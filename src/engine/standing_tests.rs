@@ -54,6 +54,7 @@ fn world(special: Special, vias: [Via; 3]) -> World {
             .zip(&destinations)
             .map(|(name, destination)| LocalDomains {
                 names: vec![(*name).into()],
+                owners: Vec::new(),
                 destination: Arc::clone(destination),
             })
             .collect(),
@@ -63,6 +64,7 @@ fn world(special: Special, vias: [Via; 3]) -> World {
         destination: Arc::clone(&destinations[0]),
         via: vias[0],
         mailbox: None,
+        unified: true,
         timeouts: Timeouts::default(),
     };
     let lanes = Lanes::of(main, Some(&unified));
@@ -164,6 +166,74 @@ fn only_addresses_of_our_domains_count_unless_foreign_ones_are_relayed() {
     assert_eq!(standing.address(&world.desk(), Some(&found(&to[..1])), false), Aim::Nobody);
     assert_eq!(standing.next(&world.unified.special), Next::Notify);
     assert_eq!(standing.refused()[0].address.as_str(), to[0]);
+}
+
+/// Postfix makes `evil@elsewhere.test` of each of these, and sends the mail
+/// there for us, whom it trusts.
+#[test]
+fn addresses_of_ours_that_lead_elsewhere_do_not_count_unless_foreign_ones_do() {
+    let routed =
+        ["evil%elsewhere.test@a.test", "elsewhere.test!evil@a.test", "\"evil@elsewhere.test\"@a.test"];
+    for mut world in [header(), addressees()] {
+        let aim = Standing::default().address(&world.desk(), Some(&found(&routed)), false);
+        assert!(matches!(aim, Aim::Postmaster(_)), "{aim:?}");
+        let to = [&routed[..], &["al@a.test"]].concat();
+        let mut standing = Standing::default();
+        let (asked, next) = world.turn(&mut standing, &to, &["250"]);
+        assert_eq!((asked, next), (vec!["al@a.test".to_owned()], Next::Settle));
+        world.unified.relay_foreign = true;
+        let aim = Standing::default().address(&world.desk(), Some(&found(&routed)), false);
+        assert!(matches!(&aim, Aim::Recipients(0, sent) if sent.len() == 3), "{aim:?}");
+    }
+}
+
+/// With the alias `z.test` of `a.test`.
+fn with_alias(mut world: World) -> World {
+    let place = &mut world.unified.domains[0];
+    (place.names, place.owners) = (vec!["a.test".into(), "z.test".into()], vec![0, 0]);
+    world
+}
+
+#[test]
+fn an_account_gets_one_message_by_the_first_of_its_addresses() {
+    for world in [with_alias(header()), with_alias(addressees())] {
+        let to =
+            ["Al@Z.test", "al@a.test", "AL@z.test", "bo@a.test", "al+tag@a.test", "al@b.test", "bo@z.test"];
+        let mut standing = Standing::default();
+        let (asked, next) = world.turn(&mut standing, &to, &["250", "450", "250"]);
+        assert_eq!(
+            (asked, next),
+            (vec!["Al@Z.test".into(), "bo@a.test".into(), "al+tag@a.test".into()], Next::Again)
+        );
+        let (asked, next) = world.turn(&mut standing, &to, &["250"]);
+        assert_eq!((asked, next), (vec!["al@b.test".to_owned()], Next::Owe));
+        // Later, too, and by the address that the ledger names.
+        let state = standing.at_last(NOW).unwrap();
+        let entry = Entry { state, day: 0, size: 1, message_id: 0, digest: 0 };
+        let mut standing = Standing::of(Some(&entry));
+        let (asked, next) = world.turn(&mut standing, &to, &["250"]);
+        assert_eq!((asked, next), (vec!["bo@a.test".to_owned()], Next::Settle));
+    }
+    // Of other domains only they know which are one.
+    let mut world = header();
+    world.unified.relay_foreign = true;
+    let aim = Standing::default().address(&world.desk(), Some(&found(&["x@f.test", "X@f.test"])), false);
+    assert!(matches!(&aim, Aim::Recipients(0, sent) if sent.len() == 2), "{aim:?}");
+}
+
+/// Aliases have no folders of their own.
+#[test]
+fn a_maildir_is_that_of_the_domains_own_name() {
+    let mut world =
+        with_alias(world(Special::Header("X-Real-To".into()), [Via::Maildir, Via::Smtp, Via::Smtp]));
+    let sent = |world: &World, to: &str| {
+        let aim = Standing::default().address(&world.desk(), Some(&found(&[to])), false);
+        let Aim::Recipients(lane, sent) = aim else { panic!("{aim:?}") };
+        world.desk().recipients(lane, &sent)[0].address.to_string()
+    };
+    assert_eq!(sent(&world, "Al@z.test"), "Al@a.test");
+    world = with_alias(header());
+    assert_eq!(sent(&world, "Al@z.test"), "Al@z.test", "a server knows its aliases");
 }
 
 #[test]

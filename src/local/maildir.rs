@@ -8,6 +8,7 @@
 //! ahead in `tmp`, where nobody sees them, and delivered as far as their polls
 //! give leave.
 
+mod accounts;
 mod batch;
 mod path;
 mod sweep;
@@ -16,19 +17,17 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use self::accounts::Found;
 use self::batch::{Draft, Failure, Letter, Parcel, Postmark};
 use self::path::folder;
 use self::sweep::Sweeper;
 use crate::domain::code::Code;
 use crate::domain::envelope::{Envelope, Mailbox};
 use crate::domain::wire::Piece;
-use crate::engine::ports::{
-    Content, Courier, Job, MailSink, Outcome, Part, Refusal, Route, Undelivered, Verdict,
-};
+use crate::engine::ports::{Content, Courier, Job, MailSink, Outcome, Part, Route, Undelivered, Verdict};
 
 /// Jobs that a courier's channel holds.
 const JOBS: usize = 64;
@@ -90,6 +89,7 @@ impl MailSink for MaildirSink {
         let post = Post {
             template: template.unwrap_or_else(|| "".into()),
             mailbox: route.mailbox.clone(),
+            unified: route.unified,
             writer,
             outcomes: outgoing,
             postmark: Arc::clone(&self.postmark),
@@ -134,6 +134,7 @@ impl Writer {
 struct Post {
     template: Arc<str>,
     mailbox: Option<Arc<str>>,
+    unified: bool,
     writer: Option<Writer>,
     outcomes: mpsc::UnboundedSender<Outcome>,
     postmark: Arc<Postmark>,
@@ -168,7 +169,13 @@ impl Post {
             self.outcomes.send(Outcome { id, result: Err(failure.into_undelivered()) }).ok();
             return;
         };
-        let (mut folders, verdicts) = self.folders(&envelope).await;
+        let (mut folders, verdicts) = match self.folders(&envelope).await {
+            Ok(found) => found,
+            Err(failure) => {
+                self.outcomes.send(Outcome { id, result: Err(failure.into_undelivered()) }).ok();
+                return;
+            }
+        };
         folders.sort_unstable();
         folders.dedup();
         for folder in &folders {
@@ -220,44 +227,28 @@ impl Post {
 }
 
 impl Post {
-    /// The folders that get a message, and what is said to each recipient. Who
-    /// was found in a message has a Maildir, or is none of ours: a header must
-    /// not make folders.
-    async fn folders(&self, envelope: &Envelope) -> (Vec<PathBuf>, Vec<Verdict>) {
-        let place = |to: &Mailbox| folder(&self.template, to, self.mailbox.as_deref());
-        let wanted: Vec<_> = envelope.recipients.iter().map(|to| place(&to.address)).collect();
-        let all = wanted.len();
-        if !envelope.await_recipients {
-            return (wanted, vec![Verdict::Accepted; all]);
+    /// The folders that get a message, and what is said to each recipient.
+    async fn folders(&self, envelope: &Envelope) -> Result<(Vec<PathBuf>, Vec<Verdict>), Failure> {
+        let recipients = envelope.recipients.iter().map(|to| &to.address);
+        if !self.unified {
+            let wanted: Vec<_> =
+                recipients.map(|to| folder(&self.template, to, self.mailbox.as_deref())).collect();
+            let verdicts = vec![Verdict::Accepted; wanted.len()];
+            return Ok((wanted, verdicts));
         }
-        let bases: Vec<_> =
-            envelope.recipients.iter().map(|to| base(&to.address).map(|to| place(&to))).collect();
-        let look = move || {
-            let there = |folder: &PathBuf| folder.join("new").is_dir() || folder.join("cur").is_dir();
-            let found = |(folder, base): (PathBuf, Option<PathBuf>)| {
-                [Some(folder), base].into_iter().flatten().find(there)
-            };
-            wanted.into_iter().zip(bases).map(found).collect()
-        };
-        let found: Vec<Option<PathBuf>> =
-            tokio::task::spawn_blocking(look).await.unwrap_or_else(|_| vec![None; all]);
-        let verdicts = found.iter().map(|found| match found {
-            Some(_) => Verdict::Accepted,
-            None => Verdict::Refused(Refusal {
-                code: 550,
-                text: Bytes::from_static(b"5.1.1 there is no Maildir of that name"),
-                at: "RCPT",
-            }),
+        let recipients: Vec<Mailbox> = recipients.cloned().collect();
+        let (template, mailbox) = (Arc::clone(&self.template), self.mailbox.clone());
+        // The others are for the postmaster.
+        let make = !envelope.await_recipients;
+        let found =
+            blocking(move || accounts::find(&template, mailbox.as_deref(), &recipients, make)).await?;
+        let verdicts = found.iter().map(Found::verdict).collect();
+        let folders = found.into_iter().filter_map(|found| match found {
+            Found::Folder(folder) => Some(folder),
+            Found::Nobody | Found::Unclear(_) => None,
         });
-        let verdicts = verdicts.collect();
-        (found.into_iter().flatten().collect(), verdicts)
+        Ok((folders.collect(), verdicts))
     }
-}
-
-/// `user+detail@domain` without its detail.
-fn base(address: &Mailbox) -> Option<Mailbox> {
-    let (user, _) = address.local().split_once('+')?;
-    Mailbox::parse(&format!("{user}@{}", address.domain())).ok()
 }
 
 /// Writes a message to temporary files as it arrives. `None` when it ended

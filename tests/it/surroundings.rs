@@ -120,6 +120,18 @@ fn status_shows_the_last_success_or_the_error() {
 }
 
 #[test]
+fn a_hangup_has_the_manifests_read_again_and_ends_nothing() {
+    let rig = Rig::new(Pop3::new().generated("m", 1, 300));
+    let mut running = rig.site.start(&[]);
+    running.wait_to_say("polls 1 record");
+    running.signal(Signal::HUP);
+    running.wait_to_say("SIGHUP: the manifests are read again");
+    running.wait_to_say("the manifests have changed: 1 record");
+    running.signal(Signal::TERM);
+    running.wait().expect(0);
+}
+
+#[test]
 fn transcripts_show_the_protocol_and_never_a_password() {
     let sink = Smtp::new().login("relay", "open sesame");
     let rig = Rig::with(Pop3::new().generated("m", 2, 300), sink, |record| record);

@@ -116,6 +116,7 @@ impl Configuration {
     /// was taken out of a sound file, or whose Secret or domain was, does not
     /// stay.
     pub fn keep_from(&mut self, before: &Self) {
+        self.release_held(before);
         let unread = self.settings_file.is_none()
             && before.settings_file.as_ref().is_some_and(|file| self.broken.contains(file));
         let settings_lost = self.settings_broken || unread;
@@ -138,7 +139,6 @@ impl Configuration {
         if !self.broken.is_empty() {
             self.secrets.fill_from(&before.secrets);
         }
-        self.release_held(before);
         let known: std::collections::HashSet<&RecordKey> =
             self.records.iter().map(|item| &item.key).chain(&self.skipped).collect();
         let kept: Vec<(Arc<WorkItem>, Arc<Path>)> = before

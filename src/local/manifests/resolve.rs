@@ -18,7 +18,7 @@ use super::yaml::Position;
 use crate::api::checks::{self, Claim};
 use crate::api::work::{self, Sources};
 use crate::domain::code::Code;
-use crate::domain::envelope::Mailbox;
+use crate::domain::envelope::{Mailbox, domain_key};
 use crate::domain::work::{Destination, SecretKind, SecretRef, Settings, Source};
 use crate::run::Problem;
 
@@ -51,7 +51,7 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
             settings = built;
         }
         main_domain = spec.main_domain;
-        let missing = |name: &&String| !domains.contains_key(&name.to_ascii_lowercase());
+        let missing = |name: &&String| !domains.contains_key(&*domain_key(name));
         if let Some(name) = main_domain.as_ref().filter(missing) {
             let message = checks::no_main_domain(name);
             let place = Place { at: main, ..place };
@@ -263,7 +263,7 @@ fn settle(
     secrets: &MemorySecrets,
 ) -> Result<(), Unsettled> {
     let item = &mut draft.item;
-    let name = item.account.domain().to_ascii_lowercase();
+    let name = domain_key(item.account.domain()).into_owned();
     let Some(local) = domains.get(&name) else {
         // If the domain is there but broken, or may have been in a part of a
         // file that cannot be read, then what was in force stays so.

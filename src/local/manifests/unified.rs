@@ -65,6 +65,9 @@ pub(super) fn unify(
     let refused = match directory.unified(asked, &draft.item.account) {
         Ok(unified) => {
             draft.item.unified = Some(unified);
+            if let Some(destination) = directory.to_postmaster() {
+                draft.item.destination = Arc::clone(destination);
+            }
             return Ok(());
         }
         Err(refused) => refused,
@@ -97,6 +100,7 @@ pub(super) fn explain(
     let said = [
         (Severity::Note, Some(checks::distributes(unified))),
         (Severity::Note, checks::without_notifications(unified, &draft.item.destination)),
+        (Severity::Warning, directory.postmaster_elsewhere()),
         (Severity::Warning, checks::left_out(directory.left_out())),
         (Severity::Warning, checks::waiting(&waiting)),
     ];
@@ -138,8 +142,11 @@ impl Configuration {
             let Some(given) = &item.unified else { continue };
             // Where it cannot be made anew, what it has stays.
             let Ok(now) = self.directory.unified(&Asked::again(given), &item.account) else { continue };
-            if now != *given {
-                Arc::make_mut(item).unified = Some(now);
+            let destination = self.directory.to_postmaster().unwrap_or(&item.destination);
+            if now != *given || *destination != item.destination {
+                let destination = Arc::clone(destination);
+                let item = Arc::make_mut(item);
+                (item.unified, item.destination) = (Some(now), destination);
             }
         }
     }

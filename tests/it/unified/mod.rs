@@ -63,6 +63,7 @@ fn bench(
     let mut bench = Bench::new(from, to);
     let local = |names: &[&str], destination: &Arc<Destination>| LocalDomains {
         names: names.iter().map(|name| (*name).into()).collect(),
+        owners: Vec::new(),
         destination: Arc::clone(destination),
     };
     let mut domains = vec![local(&["alias.test", "local.test"], main)];

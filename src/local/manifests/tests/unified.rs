@@ -330,6 +330,36 @@ fn a_new_domain_with_errors_is_owed_its_mail() {
 }
 
 #[test]
+fn a_postmaster_in_another_domain_gets_his_mail_there() {
+    let folder = folder(&unified());
+    let main =
+        |to: &str| domain("example.com", &format!("{{postmaster: {to}, delivery: {{lmtp: {{host: a}}}}}}"));
+    folder.write("d.yaml", main("pm@other.example").as_bytes());
+    let other = domain("other.example", "{delivery: {lmtp: {host: store}}}");
+    folder.write("e.yaml", other.as_bytes());
+    let before = folder.load();
+    assert!(!before.has_errors(), "{}", before.report());
+    assert_eq!(&*before.records[0].destination.domain, "other.example");
+    folder.write("e.yaml", other.replace("host: store", "hots: store").as_bytes());
+    let mut now = folder.load();
+    now.keep_from(&before);
+    assert_eq!(now.records, before.records);
+    folder.write("e.yaml", other.replace("host: store", "host: store2").as_bytes());
+    let mut now = folder.load();
+    now.keep_from(&before);
+    assert_eq!(now.records[0].destination, given(&now).domains[1].destination);
+    // Nobody's.
+    folder.write("d.yaml", main("pm@far.example").as_bytes());
+    let read = folder.load();
+    assert!(
+        said(&read).iter().any(|(severity, text)| *severity == Severity::Warning
+            && text.contains("pm@far.example of RpopDomain example.com is in no RpopDomain")),
+        "{}",
+        read.report()
+    );
+}
+
+#[test]
 fn without_smtp_senders_cannot_be_told_which_is_noted() {
     let folder = folder(&unified());
     folder.write("d.yaml", domain("example.com", "{delivery: {maildir: {path: '/m/{local}'}}}").as_bytes());
