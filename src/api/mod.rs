@@ -49,7 +49,9 @@ pub use settings::{
 };
 pub use shard::{ObservedSlice, RpopShard, RpopShardSpec, RpopShardStatus, ShardFailedHost};
 pub use slice::{ItemError, ItemPast, RpopWorkSlice, RpopWorkSliceSpec, SLICE_FORMAT, SliceItem, Sliced};
-pub use status::{Counters, LastError, RpopDomainStatus, RpopRecordStatus, RpopSettingsStatus};
+pub use status::{
+    Counters, LastError, RefusedLogins, RpopDomainStatus, RpopRecordStatus, RpopSettingsStatus,
+};
 
 /// The API group.
 pub const GROUP: &str = "rpop.dev";

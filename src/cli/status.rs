@@ -112,6 +112,17 @@ fn table(rows: &BTreeMap<RecordKey, Row>, state: &Path, with_manifests: bool) ->
             let line = format!("{key}: {}{times}: {}", error.code, error.message);
             text.push('\n');
             crate::telemetry::logs::escape_into(&mut text, &line);
+            if let Some(refusals) = &error.refusals {
+                let since = jiff::Timestamp::from_second(refusals.since).unwrap_or_default();
+                let refused = table::number(refusals.count.into(), "login");
+                table::add(
+                    &mut text,
+                    format_args!(
+                        "\n{key}: {refused} refused in a row since {since}; the next one waits, or comes when the \
+                         record or its Secret changes"
+                    ),
+                );
+            }
         }
     }
     for (key, row) in rows {

@@ -66,9 +66,13 @@ impl Shown {
     pub(super) fn of_record(status: &RpopRecordStatus) -> Self {
         let unix = |time: &Option<Time>| time.as_ref().map(|time| time.0.as_second());
         let failures = status.last_error.as_ref().map_or(0, |error| error.count);
+        // Whether a refused login has to wait is looked at by whoever would make
+        // it: the Secret may be another one by then.
+        let waits =
+            failures > 0 && status.last_error.as_ref().is_some_and(|error| error.refused_logins.is_none());
         let past = ItemPast {
             last_poll: unix(&status.last_poll_time),
-            not_before: unix(&status.next_poll_time).filter(|_| failures > 0),
+            not_before: unix(&status.next_poll_time).filter(|_| waits),
             failures: u16::try_from(failures).unwrap_or(u16::MAX),
         };
         Self {

@@ -11,6 +11,7 @@
 //! behind the message that did it.
 
 mod batch;
+mod credentials;
 mod incoming;
 pub mod owed;
 mod plan;

@@ -113,6 +113,8 @@ pub struct Past {
     pub not_before: Option<Moment>,
     /// Failures in a row.
     pub failures: u16,
+    /// Logins refused in a row.
+    pub refused: u16,
     /// Its host answered at the last poll.
     pub answered: bool,
     /// Whatever all that says: due now, not spread.
@@ -266,6 +268,7 @@ impl Scheduler {
             due: now,
             last_start: past.last_poll.unwrap_or_default(),
             failures: past.failures,
+            refused: past.refused,
             turns: 0,
             again: false,
             gone: false,
@@ -402,6 +405,33 @@ impl Scheduler {
         let due = self.next_due(id.0, end, yielded, now)?;
         self.sleep(id.0, due);
         self.next(id)
+    }
+
+    /// In the place of [`Scheduler::finished`]: the poll did not take place,
+    /// since so many logins were `refused` before and the next one shall wait
+    /// `until` then. A change of the record that came meanwhile goes before.
+    pub fn hold(&mut self, id: Id, until: Moment, refused: u16, now: Moment) -> Option<Moment> {
+        let changed = self.entry(id.0)?.again;
+        let end = End { failure: Some((Code::Interrupted, Scope::Local)), login_delay: None };
+        let next = self.finished(id, end, now)?;
+        if changed {
+            return Some(next);
+        }
+        self.recall(id, refused);
+        let interval = self.entry(id.0)?.interval;
+        // A clock may have been wrong.
+        let longest = now.after(LONGEST_DELAY.max(Duration::from_millis(interval)));
+        self.rouse(id.0);
+        self.sleep(id.0, until.min(longest).max(now));
+        self.next(id)
+    }
+
+    /// So many logins were refused in a row before this run: the next that is
+    /// refused counts on from there.
+    pub fn recall(&mut self, id: Id, refused: u16) {
+        if let Some(entry) = self.entry_mut(id.0) {
+            entry.refused = entry.refused.max(refused);
+        }
     }
 
     /// When a record is polled next: `None` while it is polled, or never.

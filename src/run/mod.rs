@@ -20,10 +20,10 @@ use tracing::Instrument as _;
 
 use self::activity::Activity;
 pub use self::activity::{Wall, outside};
-use self::history::{moment, past, say};
-pub use self::polling::{Poller, Relay};
-use self::polling::{guarded, interrupted, report_of};
-use self::status::{FailedHost, LastError, RecordStatus, Snapshot};
+use self::history::{moment, past, say, say_refused};
+pub use self::polling::{Poller, Relay, Waiting};
+use self::polling::{Turn, interrupted, report_of, turn};
+use self::status::{FailedHost, LastError, RecordStatus, Refusals, Snapshot};
 use crate::domain::code::Code;
 use crate::domain::shards::mapping::maildrop_hash;
 use crate::domain::work::{RecordKey, Settings, WorkItem};
@@ -56,6 +56,10 @@ pub trait Audience: Send + Sync {
     /// A poll ended, or (in a run that polls once) will not take place.
     fn ended(&self, item: &WorkItem, report: &Report) {
         let _ = (item, report);
+    }
+    /// A poll does not take place: its login was refused before and waits.
+    fn held(&self, item: &WorkItem) {
+        let _ = item;
     }
 }
 
@@ -148,11 +152,37 @@ struct Record {
     status: RecordStatus,
     /// The code of the failure that was logged last.
     told: Option<Code>,
+    /// It has not had its turn in this run.
+    first: bool,
+    /// Its login waits since it was refused before this run.
+    held: bool,
 }
 
 impl Record {
+    fn new(item: Arc<WorkItem>, status: RecordStatus, first: bool) -> Self {
+        Self { item, status, told: None, first, held: false }
+    }
+
     fn failing(&self) -> bool {
         self.status.error.is_some()
+    }
+
+    fn refusals(&self) -> Option<&Refusals> {
+        self.status.error.as_deref()?.refusals.as_ref()
+    }
+
+    /// What is worth another login to a server that refused the last one: not
+    /// where the mail goes, which is others' to change.
+    fn is_other_login(&self, item: &WorkItem) -> bool {
+        let here = &*self.item;
+        let same_way = WorkItem {
+            interval: here.interval,
+            destination: Arc::clone(&here.destination),
+            postmaster: here.postmaster.clone(),
+            unified: here.unified.clone(),
+            ..item.clone()
+        };
+        same_way != *here
     }
 }
 
@@ -195,7 +225,7 @@ pub struct Run<P> {
     settings: Arc<Settings>,
     records: HashMap<RecordKey, Record>,
     running: HashMap<Id, Running>,
-    tasks: JoinSet<(Id, Report)>,
+    tasks: JoinSet<(Id, Turn)>,
     stage: Stage,
     summary: Summary,
     /// Why hosts are left alone.
@@ -268,8 +298,15 @@ impl<P: Poller> Run<P> {
             let wake = [wake, change].into_iter().flatten().min().map(|at| self.clock.instant(at));
             tokio::select! {
                 Some(ended) = self.tasks.join_next() => {
-                    if let Ok((id, report)) = ended {
-                        self.finish(id, &report);
+                    match ended {
+                        Ok((id, Turn::Polled { report, before, credentials })) => {
+                            if let Some(before) = before {
+                                self.scheduler.recall(id, counted(before.refusals.count));
+                            }
+                            self.finish(id, &report, credentials);
+                        }
+                        Ok((id, Turn::Held(waiting))) => self.hold(id, &waiting),
+                        Err(_) => {}
                     }
                     stale = stale.or_else(|| Some(Instant::now() + RENEW));
                 }
@@ -336,7 +373,11 @@ impl<P: Poller> Run<P> {
     }
 
     fn start(&mut self, id: Id) {
-        let Some(record) = self.scheduler.key(id).and_then(|key| self.records.get(key)) else { return };
+        let Some(record) = self.scheduler.key(id).and_then(|key| self.records.get_mut(key)) else { return };
+        let own = record.refusals().cloned().zip(record.status.next_poll);
+        let own = own.map(|(refusals, until)| Waiting { refusals, until });
+        let first = std::mem::take(&mut record.first);
+        record.held = false;
         self.parts.metrics.started(self.scheduler.lag(id));
         let item = Arc::clone(&record.item);
         self.parts.audience.started(&item);
@@ -347,11 +388,34 @@ impl<P: Poller> Run<P> {
         self.running.insert(id, running);
         let (poller, settings) = (Arc::clone(&self.parts.poller), Arc::clone(&self.settings));
         let span = tracing::info_span!(target: "rpop::poll", "poll", record = %item.key);
-        let poll = async move { (id, guarded(&*poller, &item, &settings, stopped, &give_way).await) };
+        let poll =
+            async move { (id, turn(&*poller, &item, &settings, first, own, stopped, &give_way).await) };
         self.tasks.spawn(poll.instrument(span));
     }
 
-    fn finish(&mut self, id: Id, report: &Report) {
+    /// A record's login was refused before this run, and waits on.
+    fn hold(&mut self, id: Id, waiting: &Waiting) {
+        let Some(running) = self.running.remove(&id) else { return };
+        let (item, now) = (running.item, self.clock.now());
+        let refused = waiting.refusals.count;
+        let next = self.scheduler.hold(id, moment(waiting.until), counted(refused), now);
+        let next = next.map(|next| next.since(now));
+        say_refused(&item.key, &waiting.refusals, next);
+        let next = next.and_then(|next| jiff::Timestamp::now().checked_add(next).ok());
+        let here = self.records.get_mut(&item.key).filter(|record| record.item.uid == item.uid);
+        if let Some(record) = here {
+            record.held = true;
+            record.status.next_poll = next.map(jiff::Timestamp::as_second);
+            self.parts.statuses.put(&item.key, record.status.clone());
+        }
+        if self.leaving.remove(&item.key).is_some() {
+            self.parts.statuses.remove(&item.key);
+            tracing::info!(record = %item.key, "removed");
+        }
+        self.parts.audience.held(&item);
+    }
+
+    fn finish(&mut self, id: Id, report: &Report, credentials: Option<Box<str>>) {
         let Some(running) = self.running.remove(&id) else { return };
         let item = running.item;
         let now = self.clock.now();
@@ -366,7 +430,7 @@ impl<P: Poller> Run<P> {
             return;
         }
         self.parts.metrics.polled(report);
-        self.settle(&item, report, next);
+        self.settle(&item, report, credentials, next);
         match &report.result {
             _ if self.once => {}
             Err(error) if error.scope == Scope::Host => self.tell_hosts(&item, Some(error)),
@@ -436,7 +500,13 @@ impl<P: Poller> Run<P> {
     }
 
     /// Says, counts and remembers what a poll came to.
-    fn settle(&mut self, item: &Arc<WorkItem>, report: &Report, next: Option<Moment>) {
+    fn settle(
+        &mut self,
+        item: &Arc<WorkItem>,
+        report: &Report,
+        credentials: Option<Box<str>>,
+        next: Option<Moment>,
+    ) {
         let counters = &report.counters;
         self.summary.refused += counters.refused();
         match &report.result {
@@ -448,6 +518,7 @@ impl<P: Poller> Run<P> {
         let told = self.records.get(&item.key).and_then(|record| record.told);
         say(item, report, told, next);
         let code = report.result.as_ref().err().map(|error| error.code);
+        let wait = next;
         let next = next.and_then(|next| jiff::Timestamp::now().checked_add(next).ok());
         // The record may be another one of the same name by now.
         let here = self.records.get_mut(&item.key).filter(|record| record.item.uid == item.uid);
@@ -458,6 +529,12 @@ impl<P: Poller> Run<P> {
                 // Nothing is wrong with the record.
                 Err(error) if error.code == Code::Interrupted => record.status.count(counters),
                 Err(error) => record.status.failed(unix, error.code, &error.message, counters),
+            }
+            if code == Some(Code::AuthFailed) {
+                record.status.refused_with(credentials, unix);
+                if let Some(refusals) = record.refusals().filter(|refusals| refusals.count > 1) {
+                    say_refused(&item.key, refusals, wait);
+                }
             }
             record.status.tell_set_aside(report.refused.as_deref());
             if code != Some(Code::Interrupted) {
@@ -542,17 +619,25 @@ impl<P: Poller> Run<P> {
                 rhythm_aside != *record.item
             };
             let disabled = item.interval.is_none() && record.item.interval.is_some();
-            let mended = mended && record.failing();
+            // A login that is refused is not tried again for what does not
+            // concern it.
+            let refused = record.held || record.refusals().is_some();
+            let mended = mended && record.failing() && !refused;
             if !(other || again || mended) {
                 return;
             }
+            let retry = again || mended || (material && !(refused && !record.is_other_login(&item)));
+            if again || (material && record.is_other_login(&item)) {
+                record.first = false;
+            }
+            record.held &= !retry;
             if other {
                 if record.item.uid != item.uid {
-                    (record.status, record.told) = (RecordStatus::default(), None);
+                    *record = Record::new(Arc::clone(&item), RecordStatus::default(), record.first);
                 }
                 record.item = item;
             }
-            let id = self.scheduler.put(&timing, Past::default(), material || again || mended, now);
+            let id = self.scheduler.put(&timing, Past::default(), retry, now);
             let next = self.scheduler.next(id).map(|next| next.since(now));
             let next = next.and_then(|next| jiff::Timestamp::now().checked_add(next).ok());
             record.status.next_poll = next.map(jiff::Timestamp::as_second);
@@ -570,7 +655,8 @@ impl<P: Poller> Run<P> {
         let past = told.unwrap_or_else(|| past(&status, self.once, self.settings.delay_failed_accounts));
         // One that comes back while its poll is still ending is mended, too.
         self.scheduler.put(&timing, past, true, now);
-        self.records.insert(key, Record { item, status, told: None });
+        // What was refused before, here or elsewhere, is looked at in its turn.
+        self.records.insert(key, Record::new(item, status, !self.once));
     }
 
     /// Goes on leaving hosts alone that failed before a restart (`ours`), or
@@ -648,6 +734,7 @@ impl<P: Poller> Run<P> {
                 Record { .. } => &mut states.ready,
             };
             *state += 1;
+            states.refused += u32::from(record.held || record.refusals().is_some());
         }
         self.parts.metrics.figures(
             &self.scheduler.figures(self.clock.now()),
@@ -655,6 +742,10 @@ impl<P: Poller> Run<P> {
             states,
         );
     }
+}
+
+fn counted(count: u32) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -10,6 +10,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
+use super::status::Refusals;
 use crate::domain::code::Code;
 use crate::domain::work::{RecordKey, Settings, WorkItem};
 use crate::engine::ports::{Observer, Pending, Stage, Via};
@@ -26,6 +27,21 @@ pub trait Poller: Send + Sync + 'static {
         settings: &'a Settings,
         stop: watch::Receiver<Stage>,
     ) -> Pending<'a, Report>;
+
+    /// A mark of the credentials of `item` as they are now: another one where
+    /// something has changed that may make a refused login succeed. It tells
+    /// nobody what they are. `None` where that is not known.
+    fn credentials<'a>(&'a self, item: &'a WorkItem) -> Pending<'a, Option<Box<str>>> {
+        let _ = item;
+        Box::pin(std::future::ready(None))
+    }
+
+    /// What others remember of refused logins of a record that this run has not
+    /// polled yet.
+    fn remembered<'a>(&'a self, item: &'a WorkItem) -> Pending<'a, Option<Waiting>> {
+        let _ = item;
+        Box::pin(std::future::ready(None))
+    }
 }
 
 /// How far a poll has come.
@@ -37,6 +53,70 @@ struct Course {
     /// It was dropped: what it had done by then.
     cut_off: Mutex<Option<Counters>>,
 }
+
+/// Logins that were refused, and when the next one is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many, since when, with what.
+    pub refusals: Refusals,
+    /// Not before; Unix seconds.
+    pub until: i64,
+}
+
+/// How a poll ended that was given a processor.
+pub(super) enum Turn {
+    /// It took place. What had been refused before it, and with what it was
+    /// refused now.
+    Polled { report: Report, before: Option<Box<Waiting>>, credentials: Option<Box<str>> },
+    /// It did not: the same login was refused before, and has to wait.
+    Held(Waiting),
+}
+
+/// One turn of a record. `first`: its first one in this run, which remembers
+/// of it what is in `own`.
+pub(super) async fn turn<P: Poller>(
+    poller: &P,
+    item: &WorkItem,
+    settings: &Settings,
+    first: bool,
+    own: Option<Waiting>,
+    stop: watch::Receiver<Stage>,
+    give_way: &Notify,
+) -> Turn {
+    let before = if first {
+        // Who cannot be asked in time is not waited for: a login too many is
+        // less than a poll too few.
+        tokio::time::timeout(RECALL, recall(poller, item, own)).await.unwrap_or_default()
+    } else {
+        None
+    };
+    if let Some(waiting) =
+        before.as_ref().filter(|waiting| waiting.until > jiff::Timestamp::now().as_second())
+    {
+        return Turn::Held(waiting.clone());
+    }
+    let report = guarded(poller, item, settings, stop, give_way).await;
+    let refused = matches!(&report.result, Err(error) if error.code == Code::AuthFailed);
+    let credentials = if refused {
+        tokio::time::timeout(RECALL, poller.credentials(item)).await.unwrap_or_default()
+    } else {
+        None
+    };
+    Turn::Polled { report, before: before.map(Box::new), credentials }
+}
+
+/// What was refused before, if it was what would be tried now.
+async fn recall<P: Poller>(poller: &P, item: &WorkItem, own: Option<Waiting>) -> Option<Waiting> {
+    let waiting = match own {
+        Some(own) => own,
+        None => poller.remembered(item).await?,
+    };
+    let now = poller.credentials(item).await?;
+    (waiting.refusals.credentials.as_ref() == Some(&now)).then_some(waiting)
+}
+
+/// What was refused before is asked for at most this long.
+const RECALL: Duration = Duration::from_secs(5);
 
 tokio::task_local! {
     /// Of the poll that the observer hears of.

@@ -73,6 +73,10 @@ impl Drop for Done<'_> {
 }
 
 impl Poller for Script {
+    fn credentials<'a>(&'a self, item: &'a WorkItem) -> Pending<'a, Option<Box<str>>> {
+        Box::pin(std::future::ready(Some(Box::from(&*item.remote.password.name))))
+    }
+
     fn poll<'a>(
         &'a self,
         item: &'a WorkItem,
@@ -136,6 +140,57 @@ impl Poller for Script {
             report
         })
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_login_waits_over_a_restart_unless_it_would_be_another_one() {
+    let refused = |mark: &str| {
+        let mut status = failed_before(Code::AuthFailed, 60, 12_000);
+        status.refused_with(Some(mark.into()), 0);
+        status.error.as_mut().unwrap().refusals.as_mut().unwrap().count = 5;
+        status
+    };
+    let (same, other) = (item("same", "h"), item("other", "h"));
+    let records = [(same.key.clone(), refused("s")), (other.key.clone(), refused("an earlier Secret"))];
+    let past = Snapshot { records: records.into_iter().collect(), hosts: Vec::new() };
+    let failing: &[Act] = &[Act::Fail(Code::AuthFailed, Scope::Account)];
+    let items = [same.clone(), other.clone()];
+    let acts = [("same", failing), ("other", failing)];
+    let stand = stand_after(past.clone(), &items, &acts, false, Settings::default());
+    stand.until(600).await;
+    assert_eq!((stand.polls("same").len(), stand.polls("other").len()), (0, 1), "its Secret is another one");
+    // Neither a setting nor where the mail goes is of interest to the server.
+    let destination = Arc::new(Destination { domain: "moved.example".into(), ..Destination::default() });
+    let desired = Desired {
+        settings: Arc::new(Settings { allow_self_poll: true, ..Settings::default() }),
+        items: shared(&[WorkItem { destination, ..same.clone() }, other.clone()]),
+        ..Desired::default()
+    };
+    stand.change.send(desired).await.unwrap();
+    stand.until(11_900).await;
+    assert_eq!(stand.polls("same").len(), 0, "longer than the first delay");
+    stand.until(12_400).await;
+    assert_eq!(stand.polls("same").len(), 1, "when the delay is over");
+    stand.until(12_000 + 19_000).await;
+    assert_eq!(stand.polls("same").len(), 1, "the sixth in a row: 320 minutes");
+    {
+        let statuses = lock(&stand.memory.statuses);
+        let (_, status) = statuses.iter().rfind(|(key, _)| *key == same.key).unwrap();
+        assert_eq!(status.error.as_ref().unwrap().refusals.as_ref().unwrap().count, 6);
+    }
+    stand.drain().await;
+
+    // A change that comes while it waits is tried at once.
+    let stand = stand_after(past, &items, &acts, false, Settings::default());
+    stand.until(600).await;
+    assert_eq!(stand.polls("same").len(), 0);
+    stand.desire(&[WorkItem { leave: true, ..same.clone() }, other.clone()], &[]).await;
+    stand.until(605).await;
+    assert_eq!(stand.polls("same").len(), 1, "the record has changed");
+    stand.desire(&[WorkItem { leave: true, ..same }, other], &["same"]).await;
+    stand.until(610).await;
+    assert_eq!(stand.polls("same").len(), 2, "and its Secret");
+    stand.drain().await;
 }
 
 fn item(name: &str, host: &str) -> WorkItem {
@@ -470,26 +525,29 @@ async fn what_an_interrupted_poll_did_counts_and_not_for_another_record_of_its_n
 #[tokio::test(start_paused = true)]
 async fn a_changed_secret_or_setting_is_tried_at_once() {
     let failing: &[Act] = &[Act::Fail(Code::AuthFailed, Scope::Account)];
-    let stand = stand(&[item("a", "h")], &[("a", failing)], false, Settings::default());
+    let locked: &[Act] = &[Act::Fail(Code::MailboxLocked, Scope::Account)];
+    let items = [item("a", "h"), item("b", "h")];
+    let stand = stand(&items, &[("a", failing), ("b", locked)], false, Settings::default());
     stand.until(5).await;
-    assert_eq!(stand.polls("a").len(), 1);
-    stand.desire(&[item("a", "h")], &[]).await;
+    assert_eq!((stand.polls("a").len(), stand.polls("b").len()), (1, 1));
+    stand.desire(&items, &[]).await;
     stand.until(10).await;
     assert_eq!(stand.polls("a").len(), 1, "nothing has changed");
-    stand.desire(&[item("a", "h")], &["a"]).await;
+    stand.desire(&items, &["a"]).await;
     stand.until(15).await;
     assert_eq!(stand.polls("a").len(), 2, "its Secret has");
     let settings = Settings { allow_self_poll: true, ..Settings::default() };
     let desired = Desired {
         settings: Arc::new(settings),
-        items: shared(&[item("a", "h")]),
+        items: shared(&items),
         retry: HashSet::new(),
         problems: BTreeMap::new(),
         ..Desired::default()
     };
     stand.change.send(desired).await.unwrap();
     stand.until(20).await;
-    assert_eq!(stand.polls("a").len(), 3, "a setting has");
+    assert_eq!(stand.polls("b").len(), 2, "a setting has");
+    assert_eq!(stand.polls("a").len(), 2, "which is nothing to a server that refuses a login");
     stand.drain().await;
 }
 

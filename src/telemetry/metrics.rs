@@ -29,6 +29,9 @@ pub struct RecordStates {
     pub pending: u32,
     /// Disabled or paused.
     pub disabled: u32,
+    /// Of all these such as wait longer and longer, since their logins are
+    /// refused.
+    pub refused: u32,
 }
 
 /// The metrics, and their registry.
@@ -52,6 +55,7 @@ pub struct Metrics {
     required: Gauge,
     failed_hosts: IntGauge,
     auth_failures: IntCounter,
+    refused: IntGauge,
     commits: [IntCounter; 2],
     commit_time: Histogram,
     reloads: IntCounterVec,
@@ -185,6 +189,10 @@ impl Metrics {
             ),
             failed_hosts: make.gauge("rpop_failed_hosts", "Remote hosts that are left alone for a while."),
             auth_failures: make.counter("rpop_auth_failures_total", "Logins that a server refused."),
+            refused: make.gauge(
+                "rpop_auth_failing_records",
+                "Records whose last login was refused: they are tried ever more seldom.",
+            ),
             commits: ["ok", "error"].map(|result| commits.with_label_values(&[result])),
             commit_time: make.histogram(
                 "rpop_ledger_commit_seconds",
@@ -287,6 +295,7 @@ impl Metrics {
         let needed = (figures.rate + f64::from(figures.overdue) / 60.0) * mean;
         self.required.set(needed);
         let counts = [records.ready, records.failing, records.pending, records.disabled];
+        self.refused.set(records.refused.into());
         for (gauge, count) in self.states.iter().zip(counts) {
             gauge.set(count.into());
         }

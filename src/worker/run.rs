@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use super::driver::{Driver, Input, Parts as DriverParts};
 use super::fence::Fence;
 use super::gate::Gate;
+use super::recall::Recalling;
 use super::report::Reporter;
 use super::roster::Roster;
 use super::{identity, mend, settings, watching};
@@ -138,14 +139,17 @@ pub async fn run(
     let (end, ended) = watch::channel(Stage::Running);
     let shards: Api<RpopShard> = Api::namespaced(client.clone(), &cluster.namespace);
     let polls = (Arc::clone(&metrics), Arc::clone(&health), Arc::clone(&reporter), roster.clone());
+    let records = client.clone();
     let mut polling = tokio::spawn(async move {
-        let (metrics, health, reporter, roster) = polls;
+        let ((metrics, health, reporter, roster), client) = (polls, records);
         // The first wish comes when the settings are known.
         let Some(first) = wishes.recv().await else { return };
         let trace_key = identity::trace_key(&shards).await;
-        let engine = engine(secrets, Arc::clone(&ledgers) as _, observer, trace_key, options.host_name);
+        let engine =
+            engine(secrets.clone(), Arc::clone(&ledgers) as _, observer, trace_key, options.host_name);
+        let gate = Gate::new(Arc::new(engine), roster.clone(), ledgers);
         let parts = Parts {
-            poller: Arc::new(Gate::new(Arc::new(engine), roster, ledgers)),
+            poller: Arc::new(Recalling::new(gate, client, secrets, roster)),
             metrics,
             health,
             audience: Arc::clone(&reporter) as _,

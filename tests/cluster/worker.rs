@@ -2,6 +2,7 @@
 //! a leader that the test plays.
 
 mod accepted;
+mod logins;
 mod stage;
 
 use std::time::Duration;

@@ -26,6 +26,7 @@ mod engine;
 mod faults;
 mod framing;
 mod layers;
+mod logins;
 mod notification;
 mod parts;
 mod reach;

@@ -152,6 +152,54 @@ fn repeated_refusals_of_a_password_come_ever_more_seldom() {
 }
 
 #[test]
+fn a_host_that_is_away_in_between_does_not_make_refused_logins_more_frequent() {
+    let mut scheduler = Scheduler::new(rules());
+    let id = once(&mut scheduler, "a", "h", START);
+    let mut now = START;
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        for end in [failed(Code::AuthFailed, Scope::Account), failed(Code::HostUnreachable, Scope::Host)] {
+            assert_eq!(starts(&mut scheduler, now), [id]);
+            let next = scheduler.finished(id, end, now).unwrap();
+            if end.failure == Some((Code::AuthFailed, Scope::Account)) {
+                waits.push(next.since(now));
+            }
+            now = next;
+        }
+    }
+    for (wait, least) in waits.iter().zip([10, 20, 40, 80]) {
+        assert!(*wait >= least * MINUTE && *wait < (least + 6) * MINUTE, "{waits:?}");
+    }
+    // One that was taken, whatever came of its mail, ends it.
+    starts(&mut scheduler, now);
+    now = scheduler.finished(id, failed(Code::DestinationUnavailable, Scope::Local), now).unwrap();
+    starts(&mut scheduler, now);
+    let next = scheduler.finished(id, failed(Code::AuthFailed, Scope::Account), now).unwrap();
+    assert!(next.since(now) < 16 * MINUTE);
+}
+
+#[test]
+fn a_login_that_is_known_to_be_refused_waits_and_counts_on() {
+    let mut scheduler = Scheduler::new(rules());
+    let id = once(&mut scheduler, "a", "h", START);
+    assert_eq!(starts(&mut scheduler, START), [id]);
+    let until = START.after(200 * MINUTE);
+    assert_eq!(scheduler.hold(id, until, 5, START), Some(until));
+    assert_eq!(starts(&mut scheduler, START.after(199 * MINUTE)), []);
+    assert_eq!(starts(&mut scheduler, until), [id]);
+    let next = scheduler.finished(id, failed(Code::AuthFailed, Scope::Account), until).unwrap();
+    assert!(next.since(until) >= 320 * MINUTE, "the sixth in a row");
+    // Changed while it was asked for: that is tried at once.
+    starts(&mut scheduler, next);
+    scheduler.put(&timing("a", "h"), Past::default(), true, next);
+    assert_eq!(scheduler.hold(id, next.after(60 * MINUTE), 6, next), Some(next));
+    // A clock that is wrong holds nothing for ever.
+    starts(&mut scheduler, next);
+    let held = scheduler.hold(id, next.after(1_000_000 * MINUTE), 6, next).unwrap();
+    assert_eq!(held.since(next), LONGEST_DELAY);
+}
+
+#[test]
 fn a_locked_account_waits_its_delay_and_others_of_its_host_do_not() {
     let mut scheduler = Scheduler::new(rules());
     let locked = once(&mut scheduler, "locked", "h", START);

@@ -119,9 +119,14 @@ impl<'s> Stage<'s> {
 
     /// The leader takes a worker for dead.
     pub async fn steal(&self, worker: &Worker) {
+        self.steal_lease(&worker.pod, &worker.me).await;
+    }
+
+    /// The same, of a process that is gone.
+    pub async fn steal_lease(&self, pod: &str, me: &str) {
         let leases: Api<Lease> = Api::namespaced(self.leader.clone(), SYSTEM);
-        let patch = Patch::Merge(json!({"spec": {"holderIdentity": format!("stolen/{}", worker.me)}}));
-        leases.patch(&format!("rpop-worker-{}", worker.pod), &PatchParams::default(), &patch).await.unwrap();
+        let patch = Patch::Merge(json!({"spec": {"holderIdentity": format!("stolen/{me}")}}));
+        leases.patch(&format!("rpop-worker-{pod}"), &PatchParams::default(), &patch).await.unwrap();
     }
 
     /// Waits until the shard's status names this holder.
