@@ -364,11 +364,11 @@ impl Desk {
                 let code = Code::parse(&now.code).unwrap_or(Code::Internal);
                 self.events.tell(happening(true, code.as_str(), now.message.to_string()));
             }
-            (Some(_), Some(now)) if view.refused().0 > told.refused().0.max(1) => {
-                // Ever more seldom, as the logins themselves.
-                if *now.code == *Code::AuthFailed.as_str() {
-                    self.events.tell(happening(true, Code::AuthFailed.as_str(), view.refused().1.to_owned()));
-                }
+            // Ever more seldom, as the logins themselves.
+            (Some(_), Some(now))
+                if view.refused().0 > told.refused().0.max(1) && *now.code == *Code::AuthFailed.as_str() =>
+            {
+                self.events.tell(happening(true, Code::AuthFailed.as_str(), view.refused().1.to_owned()));
             }
             (Some(before), None) => {
                 let note =

@@ -626,7 +626,7 @@ impl<P: Poller> Run<P> {
             if !(other || again || mended) {
                 return;
             }
-            let retry = again || mended || (material && !(refused && !record.is_other_login(&item)));
+            let retry = again || mended || (material && (!refused || record.is_other_login(&item)));
             if again || (material && record.is_other_login(&item)) {
                 record.first = false;
             }

@@ -8,7 +8,7 @@ use crate::parts::smtp::Smtp;
 use crate::parts::wait_for;
 use crate::support::eventually;
 
-const SOME_POLLS: Duration = Duration::from_secs(60);
+const SOME_POLLS: Duration = Duration::from_mins(1);
 
 /// Logins of that account that Dovecot took, and such as it refused.
 fn logins(dovecot: &Dovecot, account: &str) -> (usize, usize) {
