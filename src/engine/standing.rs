@@ -520,11 +520,12 @@ impl Standing {
             return self.state(self.attempts.max(1), now, self.why());
         }
         let attempts = self.attempts.saturating_add(1);
-        let wait = match attempts {
-            0 | 1 => 0,
-            more => (900_i64 << u32::from(more - 2).min(7)).min(86_400),
-        };
-        self.state(attempts, now + wait, self.why())
+        self.state(attempts, now + wait(attempts, self.reached), self.why())
+    }
+
+    /// Likewise where nothing is settled, and it was tried in vain.
+    pub(super) fn at_last_to_all(&self, now: i64) -> Option<State> {
+        Self { settled: true, ..self.clone() }.at_last(now)
     }
 
     fn state(&self, attempts: u16, next_try: i64, why: &str) -> Option<State> {
@@ -538,6 +539,15 @@ impl Standing {
     pub(super) fn set_aside(&mut self, now: i64, was_owed: bool, why: &str) -> Option<State> {
         (self.tried, self.why) = (true, Some(why.to_owned()));
         self.at_last(now).filter(|_| was_owed || self.reached || self.told)
+    }
+}
+
+/// Seconds until the next of so many tries and one: at most a day, or an hour
+/// where nobody has the message.
+pub(super) fn wait(attempts: u16, reached: bool) -> i64 {
+    match attempts {
+        0 | 1 => 0,
+        more => (900_i64 << u32::from(more - 2).min(7)).min(if reached { 86_400 } else { 3600 }),
     }
 }
 

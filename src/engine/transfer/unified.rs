@@ -8,7 +8,7 @@ use super::super::incoming::{Ended, EndedWay, Entrusted, Fetch, Heading, Purpose
 use super::super::ports::{Job, Undelivered, Verdict};
 use super::super::report::{PollError, Scope};
 use super::super::route::MAIN;
-use super::super::standing::{Next, Standing};
+use super::super::standing::{Next, Standing, wait};
 use super::copies::Meeting;
 use super::{Answer, Handed, Transfer};
 use crate::domain::code::Code;
@@ -249,7 +249,7 @@ impl Transfer<'_> {
             Ok(Some(Verdict::Deferred(refusal))) => {
                 let why = format!("refused for now: {refusal}");
                 self.tally.defer(&why);
-                self.put_off(&fetch, taken, &why);
+                self.put_off(&fetch, taken, &standing, &why);
                 self.wait(&fetch, &standing, true);
             }
             _ => self.wait(&fetch, &standing, false),
@@ -360,7 +360,7 @@ impl Transfer<'_> {
                     self.tally.defer(standing.why());
                 }
                 if standing.is_tried() {
-                    self.put_off(&fetch, taken.as_ref(), standing.why());
+                    self.put_off(&fetch, taken.as_ref(), &standing, standing.why());
                 }
                 self.wait(&fetch, &standing, standing.is_tried());
             }
@@ -385,17 +385,19 @@ impl Transfer<'_> {
 
     /// Nothing of a message is settled, and it was tried in vain: that is noted,
     /// so that later polls take what is new before it.
-    fn put_off(&mut self, fetch: &Fetch, taken: Option<&Taken>, why: &str) {
+    fn put_off(&mut self, fetch: &Fetch, taken: Option<&Taken>, standing: &Standing, why: &str) {
         if fetch.uid.is_none() || fetch.is_owed() {
             return;
         }
         let attempts = fetch.attempts().saturating_add(1);
-        let wait = match attempts {
-            0 | 1 => 0,
-            more => 900_i64 << u32::from(more - 2).min(2),
-        };
-        let (next_try, reason) = (self.context.now + wait, shown(why.as_bytes()).into());
-        self.put(fetch, taken, State::Quarantined { attempts, next_try, reason }, None);
+        let next_try = self.context.now + wait(attempts, false);
+        // Of one for the postmaster there is nobody to whom it could be owed.
+        let state = standing.at_last_to_all(self.context.now).unwrap_or_else(|| State::Quarantined {
+            attempts,
+            next_try,
+            reason: shown(why.as_bytes()).into(),
+        });
+        self.put(fetch, taken, state, None);
     }
 
     /// Nothing more is done about a message in this poll. With `in_vain` one
