@@ -43,17 +43,18 @@ def header(number):
     )
 
 
-def write_message(folder, number, size):
+def write_message(folder, number, size, extra=b"", copy=0):
     """One message of about `size` octets on the wire, under a Maildir name
-    that tells Dovecot its sizes. Seen, so that retrieving it renames nothing."""
-    start = header(number)
+    that tells Dovecot its sizes. Seen, so that retrieving it renames nothing.
+    `extra` are further header lines; a `copy` differs by its name alone."""
+    start = extra + header(number)
     wire_start = len(start) + start.count(b"\n")
     lines = max(1, (size - wire_start) // (len(LINE) + 1))
     dotted = lines // 20
     plain = lines - dotted
     stored = len(start) + plain * len(LINE) + dotted * len(DOTTED)
     wire = stored + start.count(b"\n") + lines
-    name = f"{1700000000 + number}.M{number}P1.bench,S={stored},W={wire}:2,S"
+    name = f"{1700000000 + number}.M{number}P{1 + copy}.bench,S={stored},W={wire}:2,S"
     with open(folder / name, "wb", buffering=1 << 20) as file:
         file.write(start)
         block = LINE * 19 + DOTTED
@@ -92,7 +93,7 @@ class Mailboxes:
         self.warm = warm  # retrieves a user's mail once, so that it is indexed
         self.templates = {}
 
-    def template(self, name, count, size, first=1):
+    def template(self, name, count, size, first=1, extra=b"", copies=1):
         """Makes (once) a user `name` with `count` messages, and keeps it."""
         if name in self.templates:
             return
@@ -102,7 +103,8 @@ class Mailboxes:
         for part in ("cur", "new", "tmp"):
             (maildir / part).mkdir(parents=True)
         for number in range(first, first + count):
-            write_message(maildir / "cur", number, size)
+            for copy in range(copies):
+                write_message(maildir / "cur", number, size, extra, copy)
         self._own(home)
         self.warm(name)
         self.templates[name] = count
