@@ -74,8 +74,11 @@ class Rpop:
     def available(self):
         return self.binary.exists()
 
-    def manifests(self, folder, records, delivery, leave=False, poll_every="24h", processors=64):
-        """`records`: (name, host, port, user); `delivery`: YAML of spec.delivery."""
+    def manifests(self, folder, records, delivery, leave=False, poll_every="24h", processors=64,
+                  special=None, second=None):
+        """`records`: (name, host, port, user); `delivery`: YAML of spec.delivery.
+        With `special` they are unified accounts; `second`: the delivery of a
+        second domain."""
         files = folder / "manifests"
         files.mkdir(parents=True, exist_ok=True)
         # For many accounts: as many sessions as the raw driver, all to one host.
@@ -102,6 +105,17 @@ kind: Secret
 metadata: {{name: pop, namespace: bench}}
 stringData: {{password: secret}}
 """)
+        if second:
+            (files / "second.yaml").write_text(f"""\
+apiVersion: rpop.dev/v1alpha1
+kind: RpopDomain
+metadata: {{name: second.example}}
+spec:
+  delivery:
+{second}
+""")
+        account = "postmaster" if special else "dest"
+        unified = f"  special: \"{special}\"\n" if special else ""
         with open(files / "records.yaml", "w") as out:
             for name, host, port, user in records:
                 out.write(f"""\
@@ -110,12 +124,12 @@ apiVersion: rpop.dev/v1alpha1
 kind: RpopRecord
 metadata: {{name: {name}, namespace: bench}}
 spec:
-  account: dest@bench.example
+  account: {account}@bench.example
   pollEvery: {poll_every}
   remote: {{host: "{host}:{port}", account: {user}, passwordSecretRef: {{name: pop}}}}
   tls: {{mode: None}}
   leave: {"true" if leave else "false"}
-""")
+{unified}""")
         return files
 
     @staticmethod
@@ -134,9 +148,10 @@ spec:
         state = folder / "state"
         return [self.binary, "run", "-f", files, "--state", state, *more]
 
-    def one(self, folder, port, user, delivery, leave=False):
+    def one(self, folder, port, user, delivery, leave=False, special=None, second=None):
         records = [("one", "127.0.0.1", port, user)]
-        return self.command(folder, self.manifests(folder, records, delivery, leave), "--once"), None
+        files = self.manifests(folder, records, delivery, leave, special=special, second=second)
+        return self.command(folder, files, "--once"), None
 
 
 class Mpop:

@@ -85,7 +85,7 @@ class Table:
             return
         row.samples.append(sample)
         if not self.bench.keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            self.bench.discarded.add(folder)
 
     def check(self, what, measured, relation, target, unit=""):
         met = measured >= target if relation == ">=" else measured <= target
@@ -110,7 +110,8 @@ class Bench:
         self.dovecot = servers.Dovecot(self.children, root / "dovecot")
         self.sink = servers.Sink(self.children, driver, root / "sink.log")
         self.smtp_sink = servers.SmtpSink(self.children, root / "smtp-sink.log")
-        self.boxes = mail.Mailboxes(self.dovecot.mail, self.dovecot.owner, self.warm)
+        self.discarded = mail.Discarded(root / "discarded")
+        self.boxes = mail.Mailboxes(self.dovecot.mail, self.dovecot.owner, self.warm, self.discarded)
         self.rpop, self.mpop, self.getmail, self.fetchmail = Rpop(binary), Mpop(), Getmail(), Fetchmail()
         self.turn = 0
         self.proxies = {}
@@ -237,7 +238,7 @@ class Bench:
                 elif key == "dovecot":
 
                     def to_dovecot(folder):
-                        shutil.rmtree(self.dovecot.mail / "dest", ignore_errors=True)
+                        self.discarded.add(self.dovecot.mail / "dest")
                         argv, env = self.rpop.one(folder, pop, "box", Rpop.lmtp(self.dovecot.lmtp))
                         return argv, env, lambda sample: failing(
                             sample, lambda: self.filed(self.dovecot.mail / "dest" / "Maildir", count, "box"))
@@ -314,7 +315,7 @@ def a(bench):
             lambda f, proto=proto, port=port, chunking=chunking: bench.raw_deliver(proto, port, count, size, chunking))
 
     def raw_dovecot(folder):
-        shutil.rmtree(bench.dovecot.mail / "dest", ignore_errors=True)
+        bench.discarded.add(bench.dovecot.mail / "dest")
         return bench.raw_deliver("lmtp", bench.dovecot.lmtp, few, size, rcpt="dest@bench.example")
 
     raw["dovecot"] = table.add(Row("raw: delivery -> Dovecot LMTP", few, "raw"), raw_dovecot)
@@ -434,7 +435,43 @@ def c(bench):
     for row in rows.values():
         if row.kind == "rpop" and row.samples:
             table.check(f"{row.name}: peak resident", row.data()["rss"] / MEBI, "<=", 24, " MiB")
-    return tables + [table]
+    return tables + [table, unified(bench, size, label)]
+
+
+def unified(bench, size, label):
+    """The memory of a very large message whose header says whose it is."""
+    s, pop, scale = bench.sink, bench.dovecot.pop3, size / 1e6
+    table = bench.table(f"c. One message of {label} for a unified account: peak resident memory")
+    header = b"X-Original-To: dest@bench.example\n"
+    both = b"X-Original-To: dest@bench.example, dest@second.example\n"
+    addressed = b"Cc: dest@bench.example\n"
+    for name, template, extra, copies, special, delivery, second, sunk in [
+        ("X-Original-To -> SMTP sink", "uheader", header, 1, "X-Original-To", Rpop.smtp(s.smtp), None, [1]),
+        ("X-Original-To -> LMTP sink with CHUNKING", "uheader", header, 1, "X-Original-To",
+         Rpop.lmtp(s.lmtp_chunking), None, [1]),
+        ("X-Original-To, two domains -> SMTP sink and LMTP sink", "uboth", both, 1, "X-Original-To",
+         Rpop.smtp(s.smtp), Rpop.lmtp(s.lmtp), [1, 1]),
+        ("* -> SMTP sink with CHUNKING", "ustar", addressed, 1, "*", Rpop.smtp(s.smtp_chunking), None, [1]),
+        ("*, and a copy of it -> SMTP sink", "ucopies", addressed, 2, "*", Rpop.smtp(s.smtp), None, [1]),
+    ]:
+
+        def setup(folder, template=template, extra=extra, copies=copies, special=special, delivery=delivery,
+                  second=second, sunk=sunk):
+            bench.boxes.template(template, 1, size, extra=extra, copies=copies)
+            bench.boxes.restore("box", template)
+            bench.sink.reset()
+            argv, env = bench.rpop.one(folder, pop, "box", delivery, special=special, second=second)
+            return argv, env, lambda sample: bench.succeeded(sample) or bench.sunk(sunk, "box")
+
+        # What is retrieved: for each domain, and each copy.
+        row = Row(f"rpop, special: {name}", scale * max(copies, len(sunk)), "rpop", "MB/s")
+        if bench.rpop.available():
+            table.add(row, setup, runs=1)
+    table.run()
+    for row, _, _ in table.entries:
+        if row.samples:
+            table.check(f"{row.name}: peak resident", row.data()["rss"] / MEBI, "<=", 32, " MiB")
+    return table
 
 
 def d(bench):
@@ -521,7 +558,6 @@ def e(bench):
 def accounts(bench):
     count = 200 if bench.quick else 1000
     kept = bench.root / "many"
-    shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     bench.boxes.many("many", count, 4096)
     # Each is opened once, so that all contenders find it indexed.

@@ -9,8 +9,7 @@ use crate::domain::work::{Destination, RecordKey, Special, Unified, WorkItem};
 pub(crate) const APOP_OFF: &str = "apop has no effect: RpopSettings has useApop off";
 
 /// `useForOutgoing` in a domain.
-pub(crate) const OUTGOING: &str =
-    "useForOutgoing has no effect: useDomainAddresses is not supported by this version yet";
+pub(crate) const OUTGOING: &str = "useForOutgoing has no effect: RpopSettings has useDomainAddresses off";
 
 /// A record's domain that nobody wrote. `known` are the names that there are,
 /// as far as the record's author may know them.
@@ -132,6 +131,25 @@ pub(crate) fn left_out(domains: &[impl AsRef<str>]) -> Option<String> {
     }
 }
 
+/// What keeps a record with `special` from being polled: files of which a
+/// part cannot be read, and domains that have errors.
+pub(crate) fn not_all_domains(files: &[impl AsRef<str>], domains: &[impl AsRef<str>]) -> Option<String> {
+    let of_domains = match domains {
+        [] => None,
+        [_] => Some(format!("RpopDomain {} has errors", listed(domains))),
+        _ => Some(format!("the RpopDomains {} have errors", listed(domains))),
+    };
+    let of_files =
+        (!files.is_empty()).then(|| format!("what cannot be read in {} may be a domain", listed(files)));
+    let why: Vec<String> = of_domains.into_iter().chain(of_files).collect();
+    (!why.is_empty()).then(|| {
+        format!(
+            "not polled, since {}: mend that first, for mail to a domain that is not known would be taken for foreign and lost",
+            why.join(", and ")
+        )
+    })
+}
+
 /// Domains whose deliveries lack a Secret, to a record with `special`.
 pub(crate) fn waiting(domains: &[impl AsRef<str>]) -> Option<String> {
     let (what, lacks) = match domains {
@@ -140,6 +158,21 @@ pub(crate) fn waiting(domains: &[impl AsRef<str>]) -> Option<String> {
         _ => ("the RpopDomains", "lack Secrets that can be used: mail for them waits until they have them"),
     };
     Some(format!("{what} {} {lacks}", listed(domains)))
+}
+
+/// A postmaster of the Main Domain who is in another, which has no queue.
+pub(crate) fn postmaster_by_main(postmaster: &Mailbox, his: &str, main: &str) -> String {
+    format!(
+        "mail to the postmaster {postmaster} goes to delivery.smtp of RpopDomain {main}, by which notifications are sent, since RpopDomain {his} has none: that server must take mail for him, or write a postmaster of {main}, or give {his} delivery.smtp"
+    )
+}
+
+/// A postmaster of the Main Domain for whom there is no way.
+pub(crate) fn postmaster_nowhere(postmaster: &Mailbox, main: &str) -> String {
+    format!(
+        "the postmaster {postmaster} of RpopDomain {main} is in no RpopDomain, and there is no delivery.smtp to send his mail by: what is for nobody else may be refused; write a postmaster of {main}, or an RpopDomain {}",
+        escape(postmaster.domain())
+    )
 }
 
 /// A sender is told by SMTP that a recipient of his was refused.

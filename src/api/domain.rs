@@ -30,6 +30,9 @@ use super::status::RpopDomainStatus;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!self.useForOutgoing || has(self.assignedAddresses)").message("useForOutgoing needs assignedAddresses: write the addresses to connect from").field_path(".useForOutgoing")
+)]
 pub struct RpopDomainSpec {
     /// Other names of this domain.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -44,9 +47,12 @@ pub struct RpopDomainSpec {
     /// The local addresses of this domain's accounts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 45)))]
+    #[x_kube(validation = Rule::new("self.all(address, isIP(address) && !ip(address).isUnspecified())").message("write IP addresses of this host, without brackets"))]
     pub assigned_addresses: Vec<String>,
     /// Poll this domain's records from the first of `assignedAddresses`, where
-    /// RpopSettings has `useDomainAddresses`.
+    /// RpopSettings has `useDomainAddresses`: hosts that have an IPv4 address
+    /// from the first one of IPv4, hosts that have an IPv6 address from the
+    /// first one of IPv6.
     #[serde(default)]
     pub use_for_outgoing: bool,
     /// Where the mail goes.

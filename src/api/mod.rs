@@ -21,6 +21,7 @@ mod quantity;
 #[allow(unreachable_pub, clippy::duplicated_attributes, clippy::struct_excessive_bools)]
 mod record;
 pub mod reference;
+mod schedule;
 #[allow(unreachable_pub, clippy::duplicated_attributes)]
 mod settings;
 #[allow(unreachable_pub, clippy::duplicated_attributes)]
@@ -48,7 +49,9 @@ pub use settings::{
 };
 pub use shard::{ObservedSlice, RpopShard, RpopShardSpec, RpopShardStatus, ShardFailedHost};
 pub use slice::{ItemError, ItemPast, RpopWorkSlice, RpopWorkSliceSpec, SLICE_FORMAT, SliceItem, Sliced};
-pub use status::{Counters, LastError, RpopDomainStatus, RpopRecordStatus, RpopSettingsStatus};
+pub use status::{
+    Counters, LastError, RefusedLogins, RpopDomainStatus, RpopRecordStatus, RpopSettingsStatus,
+};
 
 /// The API group.
 pub const GROUP: &str = "rpop.dev";

@@ -63,16 +63,20 @@ pub struct RpopSettingsSpec {
     /// broken transfer.
     #[serde(default = "ten_minutes")]
     pub delay_failed_accounts: Duration,
-    /// The local address to connect from.
+    /// The local address to connect from. Where it cannot be had, or is not of
+    /// the remote host's family, the record says `SourceAddressUnavailable`:
+    /// no other address is taken in its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = 45))]
-    #[x_kube(validation = Rule::new("isIP(self)").message("write an IP address of this host, without brackets"))]
+    #[x_kube(validation = Rule::new("isIP(self) && !ip(self).isUnspecified()").message("write an IP address of this host, without brackets"))]
     pub source_address: Option<String>,
     /// Connect from the first of the domain's `assignedAddresses`, where the
-    /// RpopDomain has `useForOutgoing`.
+    /// RpopDomain has `useForOutgoing`; `sourceAddress` is for all others.
     #[serde(default)]
     pub use_domain_addresses: bool,
-    /// When polling is allowed; always, if not given.
+    /// When polling is allowed; always, if not given. Outside nothing connects
+    /// to a remote server, and a poll that is under way ends at its next
+    /// message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activity_schedule: Option<ActivitySchedule>,
     /// Further addresses, networks (`10.0.0.0/8`) and host names that belong
@@ -127,9 +131,12 @@ pub enum LogLevel {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ActivitySchedule {
-    /// The time zone of the windows, like `Europe/Berlin`.
+    /// The time zone of the windows, like `Europe/Berlin`. The windows mean
+    /// what its clocks show: a time that they skip in spring does not come that
+    /// day, and the hour that they show twice in autumn counts twice.
     #[serde(default = "utc")]
     #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$')").message("write an IANA name like Europe/Berlin or UTC"))]
     pub time_zone: String,
     /// The windows of the week in which records are polled.
     #[schemars(length(min = 1, max = 64))]
@@ -143,6 +150,9 @@ fn utc() -> String {
 /// A window of the week.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.from != self.to").message("a window that ends when it begins never opens: for the whole day write from: \"00:00\", to: \"24:00\"").field_path(".to")
+)]
 pub struct ActivityWindow {
     /// The days; all of them, if not given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -10,15 +10,20 @@ use serde::{Deserialize, Serialize};
 
 use super::work::digest;
 use crate::domain::envelope::Mailbox;
-use crate::domain::work::{Destination, Limits, OnReject, OnUidChange, RecordKey, Remote, Unified, WorkItem};
+use crate::domain::work::{
+    Destination, Limits, OnReject, OnUidChange, RecordKey, Remote, Source, Unified, WorkItem,
+};
 
 /// The newest format of items that this build writes and reads.
-pub const SLICE_FORMAT: u32 = UNIFIED;
+pub const SLICE_FORMAT: u32 = REACH;
 /// Plain records only.
 const PLAIN: u32 = 1;
 /// With `unified`: who does not know it must not take the record for a plain
 /// one, since all the mail would go to one account.
 const UNIFIED: u32 = 2;
+/// With two source addresses: who knows one only would connect to the other
+/// family from any address, or not at all.
+const REACH: u32 = 3;
 
 /// Some records of a shard, with everything that their worker needs but the
 /// secrets. Internal to RPOP: to be read, not to be written.
@@ -108,6 +113,9 @@ pub struct SliceItem {
     /// The address to connect from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_address: Option<IpAddr>,
+    /// That of the other family.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_source_address: Option<IpAddr>,
     /// The record is a unified domain-wide account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unified: Option<Arc<Unified>>,
@@ -172,6 +180,7 @@ impl SliceItem {
     /// An item of `work`, whose destination is at that place in the slice; its
     /// host is not spread.
     pub fn new(work: &WorkItem, uid: &str, generation: i64, past: ItemPast, destination: usize) -> Self {
+        let mut sources = work.source_address.iter().flat_map(Source::addresses);
         Self {
             namespace: work.key.namespace.to_string(),
             name: work.key.name.to_string(),
@@ -189,7 +198,8 @@ impl SliceItem {
             limits: work.limits,
             on_reject: work.on_reject,
             on_uid_change: work.on_uid_change,
-            source_address: work.source_address,
+            source_address: sources.next(),
+            other_source_address: sources.next(),
             unified: work.unified.clone(),
             factor: 1,
             past,
@@ -216,7 +226,9 @@ impl SliceItem {
             limits: self.limits,
             on_reject: self.on_reject,
             on_uid_change: self.on_uid_change,
-            source_address: self.source_address,
+            source_address: Source::first_of(
+                self.source_address.into_iter().chain(self.other_source_address),
+            ),
             unified: self.unified,
         };
         let factor = self.factor.max(1);
@@ -227,7 +239,12 @@ impl SliceItem {
 impl RpopWorkSliceSpec {
     /// The format of a slice of these records: the oldest that can say it.
     pub fn format_of<'i>(items: impl IntoIterator<Item = &'i WorkItem>) -> u32 {
-        if items.into_iter().any(|item| item.unified.is_some()) { UNIFIED } else { PLAIN }
+        let format = |item: &WorkItem| match item {
+            _ if item.source_address.is_some_and(|source| source.addresses().count() > 1) => REACH,
+            WorkItem { unified: Some(_), .. } => UNIFIED,
+            _ => PLAIN,
+        };
+        items.into_iter().map(format).max().unwrap_or(PLAIN)
     }
 
     /// The items, each for itself.
@@ -326,7 +343,7 @@ mod tests {
             limits: Limits { message_size: Some(1 << 40), messages_per_session: Some(7) },
             on_reject: OnReject::Postmaster,
             on_uid_change: OnUidChange::MatchMessageId,
-            source_address: Some("192.0.2.1".parse().unwrap()),
+            source_address: Source::first_of(["192.0.2.1", "2001:db8::1"].map(|text| text.parse().unwrap())),
             unified: None,
         }
     }
@@ -383,6 +400,7 @@ mod tests {
             deduplicate: false,
             domains: vec![LocalDomains {
                 names: vec!["example.com".into(), "example.net".into()],
+                owners: Vec::new(),
                 destination: Arc::clone(&plain.destination),
             }],
             postmaster: Mailbox::parse("postmaster@example.com").unwrap(),
@@ -406,8 +424,14 @@ mod tests {
     #[test]
     fn who_does_not_know_unified_accounts_is_not_given_one_as_a_plain_record() {
         let (plain, unified) = (work(), unified(Special::Addressees));
+        let one = |item: WorkItem| WorkItem {
+            source_address: Source::first_of(["192.0.2.1".parse().unwrap()]),
+            ..item
+        };
+        let (two, plain, unified) = (plain.clone(), one(plain), one(unified));
         assert_eq!(RpopWorkSliceSpec::format_of([&plain]), 1);
-        assert_eq!(RpopWorkSliceSpec::format_of([&plain, &unified]), SLICE_FORMAT);
+        assert_eq!(RpopWorkSliceSpec::format_of([&plain, &unified]), 2);
+        assert_eq!(RpopWorkSliceSpec::format_of([&plain, &two, &unified]), SLICE_FORMAT);
     }
 
     #[test]

@@ -41,8 +41,9 @@ pub struct RpopRecordStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// `Accepted`: the record is complete and allowed. `Polled`: the last
-    /// session went through. `Delivered`: all that was retrieved was accepted.
-    /// `Ready`: all of them.
+    /// session went through. `Delivered`: all that was retrieved was accepted,
+    /// by all its recipients. `Ready`: all of them. `Authenticated`: the server
+    /// took the last login; if not, since when it refuses them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -63,6 +64,28 @@ pub struct LastError {
     #[serde(default)]
     #[schemars(with = "i32", range(min = 0))]
     pub count: u32,
+    /// Logins that the server refused in a row, whatever other errors came
+    /// between. The next one is made at `nextPollTime`, ever later, or when the
+    /// record or its Secret changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_logins: Option<RefusedLogins>,
+}
+
+/// Logins that the server refused in a row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct RefusedLogins {
+    /// When the first of them was.
+    pub since: Time,
+    /// How many there were.
+    #[schemars(with = "i32", range(min = 1))]
+    pub count: u32,
+    /// With what the last one was made: the generation of the record, and the
+    /// versions of its Secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub credentials: Option<String>,
 }
 
 impl LastError {
@@ -93,6 +116,10 @@ pub struct Counters {
     /// Messages that are set aside and still in the maildrop.
     #[schemars(with = "i64", range(min = 0))]
     pub quarantined: u64,
+    /// Messages that were refused for now, by all their recipients or some,
+    /// and wait in the maildrop.
+    #[schemars(with = "i64", range(min = 0))]
+    pub waiting: u64,
     /// Octets retrieved.
     #[schemars(with = "i64", range(min = 0))]
     pub bytes: u64,

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
 use super::{RpopRecordSpec, checks};
-use crate::domain::envelope::Mailbox;
+use crate::domain::envelope::{Mailbox, domain_key};
 use crate::domain::work::{Destination, LocalDomains, MailHost, MaildirPath, Special, Unified};
 
 /// Octets of a [`Unified`] as JSON at most: with it an item takes half a slice.
@@ -54,14 +54,16 @@ pub(crate) struct Local {
 }
 
 impl Local {
+    /// Whether `name` is one of its own, however it is written.
     fn has(&self, name: &str) -> bool {
-        self.names.binary_search_by(|known| (**known).cmp(name)).is_ok()
+        let name = domain_key(name);
+        self.names.binary_search_by(|known| (**known).cmp(&*name)).is_ok()
     }
 
     /// Whose unified records are if this is the Main Domain: its postmaster's.
     /// Where that is nobody of the domain, the account that every domain has.
     fn owner(&self) -> Option<Mailbox> {
-        if self.has(&self.postmaster.domain().to_ascii_lowercase()) {
+        if self.has(self.postmaster.domain()) {
             return Some(self.postmaster.clone());
         }
         Mailbox::parse(&format!("postmaster@{}", self.name)).ok()
@@ -135,7 +137,7 @@ impl Directory {
     pub(crate) fn new(mut locals: Vec<Local>, mut left_out: Vec<Arc<str>>, main: Option<&str>) -> Self {
         locals.sort_by(|a, b| a.name.cmp(&b.name));
         left_out.sort();
-        let main = main.map(|name| name.to_ascii_lowercase().into());
+        let main = main.map(|name| domain_key(name).into());
         let domains = gathered(&locals, &left_out);
         Self { locals, left_out, aliases: Vec::new(), main, domains, made: HashMap::new() }
     }
@@ -166,9 +168,32 @@ impl Directory {
         self.locals.iter().find(|local| local.has(main))
     }
 
+    /// Where the mail of its postmaster goes, and notifications: to the domain
+    /// that he is in. But where that has no queue, which notifications to
+    /// senders need, and the Main Domain has one, it is the Main Domain's.
+    pub(crate) fn to_postmaster(&self) -> Option<&Arc<Destination>> {
+        let main = self.main()?;
+        let his = self.locals.iter().find(|local| local.has(main.postmaster.domain()));
+        let his = his.filter(|his| his.destination.smtp.is_some() || main.destination.smtp.is_none());
+        Some(&his.unwrap_or(main).destination)
+    }
+
+    /// What is to be said of a postmaster who is nobody of the Main Domain.
+    pub(crate) fn postmaster_elsewhere(&self) -> Option<String> {
+        let main = self.main()?;
+        let (to, has_queue) = (&main.postmaster, main.destination.smtp.is_some());
+        match self.locals.iter().find(|local| local.has(to.domain())) {
+            Some(his) if has_queue && his.destination.smtp.is_none() => {
+                Some(checks::postmaster_by_main(to, &his.name, &main.name))
+            }
+            None if !has_queue => Some(checks::postmaster_nowhere(to, &main.name)),
+            _ => None,
+        }
+    }
+
     /// Whether `domain` is a name of the Main Domain.
     pub(crate) fn is_main(&self, domain: &str) -> bool {
-        self.main().is_some_and(|main| main.has(&domain.to_ascii_lowercase()))
+        self.main().is_some_and(|main| main.has(domain))
     }
 
     /// What a record of `account` that asks for it is given; the same for all
@@ -181,8 +206,7 @@ impl Directory {
         let unusable = || Refused::MainDomainUnusable(Arc::clone(name));
         let main = self.main().ok_or_else(unusable)?;
         let owner = main.owner().ok_or_else(unusable)?;
-        let his = account.local().eq_ignore_ascii_case(owner.local())
-            && main.has(&account.domain().to_ascii_lowercase());
+        let his = account.local().eq_ignore_ascii_case(owner.local()) && main.has(account.domain());
         if !his {
             return Err(Refused::NotOwner(owner));
         }
@@ -230,7 +254,8 @@ impl Directory {
             .filter(|name| !locals.iter().any(|local| local.name == *name))
             .collect();
         let main = if settings_lost { before.main.as_deref() } else { self.main.as_deref() };
-        *self = Self::new(locals, left_out, main);
+        let aliases = std::mem::take(&mut self.aliases);
+        *self = Self::new(locals, left_out, main).with_aliases(aliases);
     }
 }
 
@@ -247,7 +272,8 @@ fn gathered(locals: &[Local], broken: &[Arc<str>]) -> Vec<LocalDomains> {
     for local in locals.iter().filter(|local| !local.names.is_empty()) {
         let Destination { domain: _, smtp, lmtp, maildir } = &*local.destination;
         let at = *places.entry((smtp, lmtp, maildir)).or_insert_with(|| {
-            all.push(LocalDomains { names: Vec::new(), destination: Arc::clone(&local.destination) });
+            let destination = Arc::clone(&local.destination);
+            all.push(LocalDomains { names: Vec::new(), owners: Vec::new(), destination });
             all.len() - 1
         });
         if let Some(place) = all.get_mut(at) {
@@ -258,10 +284,21 @@ fn gathered(locals: &[Local], broken: &[Arc<str>]) -> Vec<LocalDomains> {
     let names: BTreeSet<Arc<str>> = broken.iter().filter(|name| !taken.contains(name)).cloned().collect();
     if let Some(first) = names.first() {
         let destination = Destination { domain: Arc::clone(first), ..Destination::default() };
-        all.push(LocalDomains { names: names.into_iter().collect(), destination: Arc::new(destination) });
+        let (names, owners) = (names.into_iter().collect(), Vec::new());
+        all.push(LocalDomains { names, owners, destination: Arc::new(destination) });
     }
+    let owners: HashMap<&str, &Arc<str>> =
+        locals.iter().flat_map(|local| local.names.iter().map(|name| (&**name, &local.name))).collect();
     for place in &mut all {
         place.names.sort();
+        let owner = |(at, name): (usize, &Arc<str>)| {
+            let own = owners.get(&**name).and_then(|own| place.names.binary_search(own).ok());
+            u32::try_from(own.unwrap_or(at)).unwrap_or(u32::MAX)
+        };
+        let owners: Vec<u32> = place.names.iter().enumerate().map(owner).collect();
+        if owners.iter().zip(0..).any(|(owner, at)| *owner != at) {
+            place.owners = owners;
+        }
     }
     all
 }

@@ -163,7 +163,7 @@ fn what_does_not_fit_is_refused_with_numbers() {
             Directory::new(vec![local("example.com", &aliases, "mx")], Vec::new(), Some("example.com"));
         directory.unified(&header(), &address("postmaster@example.com"))
     };
-    let most = with(330).unwrap();
+    let most = with(325).unwrap();
     assert!(serde_json::to_vec(&most).unwrap().len() > 60 * 1024);
     let refused = with(340).unwrap_err();
     let Refused::TooLarge { octets, names: 341, deliveries: 1 } = refused else { panic!("{refused:?}") };
@@ -205,4 +205,71 @@ fn domains_that_cannot_be_read_stay_what_they_were_and_take_nothing_away() {
     let unified = now.unified(&header(), &address("postmaster@example.com")).unwrap();
     let place = |name| unified.place_of(name).map(|at| &*unified.domains[at].destination.domain);
     assert_eq!((place("alias.example"), place("zz.example")), (Some("example.com"), Some("example.net")));
+}
+
+#[test]
+fn an_alias_means_the_account_under_its_domains_own_name() {
+    let mut directory = directory(Some("example.com"));
+    let unified = directory.unified(&header(), &address("postmaster@example.com")).unwrap();
+    let account =
+        |text: &str| unified.account_of(&address(text)).map(|(local, name)| format!("{local}@{name}"));
+    for alias in ["alice@alias.example", "ALICE@Example.NET", "alice@zz.example"] {
+        assert_eq!(account(alias).as_deref(), Some("alice@example.net"), "{alias}");
+    }
+    assert_eq!(account("alice@B.example").as_deref(), Some("alice@example.com"));
+    assert_eq!(account("alice@other.example").as_deref(), Some("alice@other.example"));
+    assert_eq!(account("alice@foreign.example"), None);
+    // As a slice of work holds it.
+    let read: Unified = serde_json::from_value(serde_json::to_value(&*unified).unwrap()).unwrap();
+    assert_eq!(read, *unified);
+    let without = Directory::new(vec![local("a.example", &[], "mx")], Vec::new(), Some("a.example"))
+        .unified(&header(), &address("postmaster@a.example"))
+        .unwrap();
+    assert!(!serde_json::to_string(&*without).unwrap().contains("owners"));
+    assert_eq!(without.owner_of("A.example"), Some("a.example"));
+}
+
+#[test]
+fn an_internationalised_domain_is_one_however_it_is_written() {
+    let locals = vec![local("xn--exmple-cua.com", &["xn--bcher-kva.example"], "mx")];
+    let mut directory = Directory::new(locals, Vec::new(), Some("exämple.com"));
+    let unified = directory.unified(&header(), &address("postmaster@EXÄMPLE.com")).unwrap();
+    for name in ["xn--exmple-cua.com", "exämple.com", "XN--EXMPLE-CUA.COM", "Bücher.example"] {
+        assert_eq!(unified.owner_of(name), Some("xn--exmple-cua.com"), "{name}");
+    }
+    assert_eq!(unified.place_of("exmple.com"), None);
+}
+
+#[test]
+fn the_postmasters_mail_goes_to_the_domain_that_he_is_in() {
+    let with = |postmaster: &str, main_smtp: bool, his_smtp: bool| {
+        let mut locals = vec![local("example.com", &[], "mx"), local("example.org", &["o.example"], "mx2")];
+        for (local, smtp) in locals.iter_mut().zip([main_smtp, his_smtp]) {
+            let mut destination = (*local.destination).clone();
+            if !smtp {
+                destination.lmtp = destination.smtp.take();
+            }
+            local.destination = Arc::new(destination);
+        }
+        locals[0].postmaster = address(postmaster);
+        let directory = Directory::new(locals, Vec::new(), Some("example.com"));
+        let to = directory.to_postmaster().unwrap().domain.to_string();
+        (to, directory.postmaster_elsewhere().unwrap_or_default())
+    };
+    for (main, his) in [(true, true), (false, true), (false, false)] {
+        for postmaster in ["pm@example.org", "pm@O.example"] {
+            assert_eq!(with(postmaster, main, his), ("example.org".to_owned(), String::new()));
+        }
+        assert_eq!(with("pm@example.com", main, his), ("example.com".to_owned(), String::new()));
+    }
+    // Senders are told by SMTP, which only the Main Domain has.
+    let (to, said) = with("pm@example.org", true, false);
+    assert!(to == "example.com" && said.contains("since RpopDomain example.org has none"), "{said}");
+    // A server with a queue sends mail anywhere, and one without does not.
+    assert_eq!(with("pm@far.example", true, true), ("example.com".to_owned(), String::new()));
+    let (to, said) = with("pm@far.example", false, true);
+    assert!(
+        to == "example.com" && said.contains("pm@far.example of RpopDomain example.com is in no"),
+        "{said}"
+    );
 }

@@ -16,8 +16,8 @@ use crate::domain::envelope::Mailbox;
 use crate::domain::text::escape;
 use crate::domain::work::{
     AuthChoice, Checkpoint, Destination, Endpoint, Limits, LogLevel, Login, MailHost, MaildirPath, Network,
-    OAuth2, OnReject, OnUidChange, RecordKey, Remote, SecretKind, SecretRef, Settings, Timeouts, TlsMode,
-    TlsPolicy, WorkItem,
+    OAuth2, OnReject, OnUidChange, RecordKey, Remote, SecretKind, SecretRef, Settings, Source, Timeouts,
+    TlsMode, TlsPolicy, WorkItem,
 };
 use crate::oauth::Url;
 
@@ -139,10 +139,6 @@ fn keep<T>(faults: &mut Vec<Unusable>, result: Result<T, Unusable>) -> Option<T>
     result.map_err(|fault| faults.push(fault)).ok()
 }
 
-fn not_yet(path: &'static str, what: &str) -> Unusable {
-    Unusable { path, message: format!("`{what}` is not supported by this version yet: remove it") }
-}
-
 /// The stable digest that phases of polls are derived from.
 pub(crate) fn digest(text: &str) -> u64 {
     let mut hasher = SipHasher13::new();
@@ -151,7 +147,8 @@ pub(crate) fn digest(text: &str) -> u64 {
 }
 
 fn account(text: &str, path: &'static str) -> Result<Mailbox, Unusable> {
-    Mailbox::parse(text).map_err(|error| Unusable { path, message: format!("`{}`: {error}", escape(text)) })
+    let account = Mailbox::parse(text).map(Mailbox::with_ascii_domain);
+    account.map_err(|error| Unusable { path, message: format!("`{}`: {error}", escape(text)) })
 }
 
 fn auth(auth: api::Auth) -> AuthChoice {
@@ -394,15 +391,60 @@ pub(crate) fn postmaster(domain: &str, text: &str) -> Result<Mailbox, Unusable> 
     account(&full, "spec.postmaster")
 }
 
-/// The settings, and the address to connect from.
-pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<(Settings, Option<IpAddr>), Vec<Unusable>> {
+/// The addresses that a domain's records connect from, if it wants that.
+pub(crate) fn outgoing(spec: &api::RpopDomainSpec) -> Result<Option<Source>, Unusable> {
+    const PATH: &str = "spec.assignedAddresses";
+    if !spec.use_for_outgoing {
+        return Ok(None);
+    }
+    let read = |text: &String| address(text).map_err(|message| Unusable { path: PATH, message });
+    let addresses: Vec<IpAddr> = spec.assigned_addresses.iter().map(read).collect::<Result<_, _>>()?;
+    match Source::first_of(addresses) {
+        None => unusable(PATH, "useForOutgoing needs assignedAddresses: write the addresses to connect from"),
+        source => Ok(source),
+    }
+}
+
+/// An address that can be connected from.
+fn address(text: &str) -> Result<IpAddr, String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) if !address.to_canonical().is_unspecified() => Ok(address),
+        // It would mean any.
+        Ok(address) => Err(format!("{address} is no address of a host")),
+        Err(_) => Err(format!("`{}` is not an IP address", escape(text))),
+    }
+}
+
+/// Which addresses records connect from: the domain's, where settings and
+/// domain want that, or else those of the settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sources {
+    /// `sourceAddress`.
+    pub(crate) own: Option<Source>,
+    /// `useDomainAddresses`.
+    pub(crate) use_domains: bool,
+}
+
+impl Sources {
+    /// Of settings, though something else in them may be wrong.
+    pub(crate) fn of(spec: &api::RpopSettingsSpec) -> Self {
+        let own = spec.source_address.as_deref().and_then(|text| address(text).ok());
+        Self { own: Source::first_of(own), use_domains: spec.use_domain_addresses }
+    }
+
+    /// For a record whose domain has these.
+    pub(crate) fn choose(self, outgoing: Option<Source>) -> Option<Source> {
+        outgoing.filter(|_| self.use_domains).or(self.own)
+    }
+}
+
+/// The settings but for [`Sources`].
+pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<Settings, Vec<Unusable>> {
     let mut faults = Vec::new();
-    if spec.activity_schedule.is_some() {
-        faults.push(not_yet("spec.activitySchedule", "activitySchedule"));
-    }
-    if spec.use_domain_addresses {
-        faults.push(not_yet("spec.useDomainAddresses", "useDomainAddresses"));
-    }
+    let activity = spec.activity_schedule.as_ref().and_then(|spec| {
+        let read = super::schedule::schedule(spec);
+        read.map_err(|all| faults.extend(all)).ok().map(Arc::new)
+    });
     let mut networks = |texts: &[String], path| {
         texts
             .iter()
@@ -419,14 +461,9 @@ pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<(Settings, Option
     let remote = spec.remote_networks.clone().unwrap_or_default();
     let allow_networks = networks(&remote.allow, "spec.remoteNetworks.allow");
     let deny_networks = networks(&remote.deny, "spec.remoteNetworks.deny");
-    let source = spec.source_address.as_ref().and_then(|text| {
-        let address = text.parse().ok();
-        if address.is_none() {
-            let message = format!("`{}` is not an IP address", escape(text));
-            faults.push(Unusable { path: "spec.sourceAddress", message });
-        }
-        address
-    });
+    if let Some(Err(message)) = spec.source_address.as_deref().map(address) {
+        faults.push(Unusable { path: "spec.sourceAddress", message });
+    }
     let settings = Settings {
         processors: spec.processors,
         host_connections: spec.host_connections,
@@ -444,6 +481,7 @@ pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<(Settings, Option
             after_dot: spec.timeouts.after_dot.0,
             session: spec.timeouts.session.0,
         },
+        activity,
         log_level: spec.log_level.map(|level| match level {
             api::LogLevel::CrashOnly => LogLevel::CrashOnly,
             api::LogLevel::Failures => LogLevel::Failures,
@@ -453,7 +491,7 @@ pub(crate) fn settings(spec: &api::RpopSettingsSpec) -> Result<(Settings, Option
             api::LogLevel::AllInfo => LogLevel::AllInfo,
         }),
     };
-    if faults.is_empty() { Ok((settings, source)) } else { Err(faults) }
+    if faults.is_empty() { Ok(settings) } else { Err(faults) }
 }
 
 #[cfg(test)]

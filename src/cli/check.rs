@@ -17,6 +17,7 @@ use crate::engine::report::PollError;
 use crate::local::ledger::FileLedgers;
 use crate::local::manifests::Configuration;
 use crate::local::tokens::FileTokens;
+use crate::run::outside;
 use crate::telemetry::logs;
 
 /// Validates, and with `--connect` logs in everywhere.
@@ -51,6 +52,10 @@ type Row = (Arc<WorkItem>, Result<Checked, PollError>);
 
 async fn connect(arguments: &Arguments, configuration: &Configuration) -> bool {
     let settings = Arc::new(configuration.settings.clone());
+    if let Some(why) = outside(settings.activity.as_ref(), jiff::Timestamp::now()) {
+        super::print(format!("\nno server was asked: {why}\n").as_bytes());
+        return true;
+    }
     process::raise_file_limit(settings.processors);
     let ledgers = Arc::new(FileLedgers::read_only(&arguments.state.path()));
     // A refresh token that a provider gives has to be kept, whoever asked.

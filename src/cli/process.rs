@@ -46,6 +46,10 @@ impl Poller for Engine {
     ) -> Pending<'a, Report> {
         Box::pin(Self::poll(self, item, settings, stop))
     }
+
+    fn credentials<'a>(&'a self, item: &'a WorkItem) -> Pending<'a, Option<Box<str>>> {
+        Box::pin(Self::credentials(self, item))
+    }
 }
 
 /// This host's name: letters, digits, hyphens and dots, as EHLO wants it.

@@ -98,7 +98,7 @@ impl Progress {
                 (
                     row.failure.is_none(),
                     row.counters.refused() == 0,
-                    row.counters.in_quarantine == 0,
+                    row.counters.in_quarantine + row.counters.waiting == 0,
                     row.counters.fetched == 0,
                 )
             };
@@ -126,10 +126,12 @@ impl Progress {
             octets += counters.bytes;
             if at < shown {
                 let result = row.failure.as_ref().map_or_else(
-                    || match (counters.refused(), counters.in_quarantine) {
-                        (0, 0) => "ok".to_owned(),
-                        // Set aside earlier: nothing new, and no failure.
-                        (0, waiting) => format!("ok, {waiting} set aside"),
+                    || match (counters.refused(), counters.in_quarantine, counters.waiting) {
+                        (0, 0, 0) => "ok".to_owned(),
+                        // Of earlier polls: nothing new, and no failure.
+                        (0, aside, 0) => format!("ok, {aside} set aside"),
+                        (0, 0, waiting) => format!("ok, {waiting} waiting"),
+                        (0, aside, waiting) => format!("ok, {aside} set aside, {waiting} waiting"),
                         _ => Code::MessageRejected.to_string(),
                     },
                     |(code, _)| code.to_string(),
@@ -362,9 +364,10 @@ mod tests {
 
     #[test]
     fn what_was_set_aside_earlier_is_shown_and_is_no_failure() {
-        let progress = rows(3);
+        let progress = rows(4);
         {
             let mut rows = lock(&progress.results);
+            rows[3].counters = Counters { in_quarantine: 1, waiting: 2, ..rows[3].counters };
             rows[0].counters.in_quarantine = 12;
             rows[1].counters = Counters { rejected: 1, quarantined: 1, in_quarantine: 3, ..rows[1].counters };
             rows[1].refused = Some("550 no".into());
@@ -375,6 +378,7 @@ mod tests {
         assert!(lines[1].ends_with("ok, 12 set aside"), "{text}");
         assert!(lines[2].ends_with("MessageRejected"), "{text}");
         assert!(lines[3].ends_with("  ok"), "{text}");
+        assert!(lines[4].ends_with("ok, 1 set aside, 2 waiting"), "{text}");
         assert!(text.contains("mail/r0001: MessageRejected: 550 no\nmail/r0002: only a note\n"), "{text}");
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -21,7 +22,7 @@ use crate::local::manifests::{Configuration, Diagnostic, MemorySecrets, Severity
 use crate::local::state::{StateDir, StateError};
 use crate::local::status::StatusStore;
 use crate::local::tokens::FileTokens;
-use crate::run::{Audience, Desired, Nobody, Parts, Relay, Run};
+use crate::run::{Audience, Desired, Nobody, Parts, Relay, Run, Wall};
 use crate::shutdown;
 use crate::telemetry::http::{self, Health};
 use crate::telemetry::logs::{self, CRASH};
@@ -57,14 +58,18 @@ pub(super) fn no_manifests(paths: &[PathBuf]) -> String {
 async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
     let stop = shutdown::listen().map_err(|error| misconfigured(&error))?;
     let paths = arguments.manifests.file.clone();
-    let mut watcher = (!arguments.once).then(|| Watcher::new(paths.clone(), LOOK));
+    let mut watcher = if arguments.once {
+        None
+    } else {
+        Some(Changes::new(&paths).map_err(|error| misconfigured(&error))?)
+    };
     let mut configuration = load(paths.clone()).await?;
     let metrics = Arc::new(Metrics::new());
     let wrong = configuration.has_errors();
     metrics.configured(!wrong);
     logs::follow(configuration.settings.log_level);
     tell(&configuration.diagnostics);
-    if configuration.records.is_empty() && wrong {
+    if configuration.records.is_empty() && wrong && (arguments.once || !configuration.waits()) {
         return Err(misconfigured(
             "no record can be polled: mend the manifests (`rpop check -f …` explains)",
         ));
@@ -137,6 +142,7 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
         statuses: Arc::new(statuses.clone()),
         past,
         heard,
+        wall: Wall::default(),
     };
     let desired = Desired {
         settings: Arc::new(configuration.settings.clone()),
@@ -188,7 +194,7 @@ async fn prepared(arguments: Arguments) -> Result<Exit, Failure> {
 async fn good_settings(
     paths: &[PathBuf],
     mut before: Configuration,
-    watcher: &mut Watcher,
+    watcher: &mut Changes,
     health: &Health,
     mut stop: watch::Receiver<Stage>,
 ) -> Option<Configuration> {
@@ -205,8 +211,8 @@ async fn good_settings(
         }
         match load(paths.to_vec()).await {
             Ok(mut now) => {
-                tell(now.diagnostics.iter().filter(|finding| !before.diagnostics.contains(finding)));
                 now.keep_from(&before);
+                tell(now.diagnostics.iter().filter(|finding| !before.diagnostics.contains(finding)));
                 if !now.settings_missing {
                     return Some(now);
                 }
@@ -239,6 +245,28 @@ fn tell<'a>(findings: impl IntoIterator<Item = &'a Diagnostic>) {
     }
 }
 
+/// When manifests are to be read again: when they differ, or somebody says so.
+struct Changes {
+    watcher: Watcher,
+    hangup: Signal,
+}
+
+impl Changes {
+    /// From now on SIGHUP does not end the process.
+    fn new(paths: &[PathBuf]) -> std::io::Result<Self> {
+        let watcher = Watcher::new(paths.to_vec(), LOOK);
+        Ok(Self { watcher, hangup: signal(SignalKind::hangup())? })
+    }
+
+    /// Waits. Cancel-safe.
+    async fn changed(&mut self) {
+        tokio::select! {
+            () = self.watcher.changed() => {}
+            Some(()) = self.hangup.recv() => tracing::info!("SIGHUP: the manifests are read again"),
+        }
+    }
+}
+
 /// Takes changed manifests up.
 struct Reload {
     paths: Vec<PathBuf>,
@@ -248,7 +276,7 @@ struct Reload {
 }
 
 impl Reload {
-    async fn run(self, mut watcher: Watcher, mut before: Configuration, mut stop: watch::Receiver<Stage>) {
+    async fn run(self, mut watcher: Changes, mut before: Configuration, mut stop: watch::Receiver<Stage>) {
         loop {
             tokio::select! {
                 () = watcher.changed() => {}
@@ -262,10 +290,10 @@ impl Reload {
                     continue;
                 }
             };
+            now.keep_from(&before);
             // What was said before is not said again at each edit.
             tell(now.diagnostics.iter().filter(|finding| !before.diagnostics.contains(finding)));
             self.metrics.configured(!now.has_errors());
-            now.keep_from(&before);
             let retry = now
                 .records
                 .iter()

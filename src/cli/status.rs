@@ -112,6 +112,17 @@ fn table(rows: &BTreeMap<RecordKey, Row>, state: &Path, with_manifests: bool) ->
             let line = format!("{key}: {}{times}: {}", error.code, error.message);
             text.push('\n');
             crate::telemetry::logs::escape_into(&mut text, &line);
+            if let Some(refusals) = &error.refusals {
+                let since = jiff::Timestamp::from_second(refusals.since).unwrap_or_default();
+                let refused = table::number(refusals.count.into(), "login");
+                table::add(
+                    &mut text,
+                    format_args!(
+                        "\n{key}: {refused} refused in a row since {since}; the next one waits, or comes when the \
+                         record or its Secret changes"
+                    ),
+                );
+            }
         }
     }
     for (key, row) in rows {
@@ -130,22 +141,19 @@ fn table(rows: &BTreeMap<RecordKey, Row>, state: &Path, with_manifests: bool) ->
     text
 }
 
-/// What is said of messages that are set aside.
+/// What is said of messages that are set aside, or wait.
 fn set_aside(key: &RecordKey, status: &RecordStatus) -> Option<String> {
-    let (are, they) = match status.totals.in_quarantine {
-        0 => return None,
-        1 => ("is", "it is"),
-        _ => ("are", "they are"),
+    let (count, what, see) = match (status.totals.in_quarantine, status.totals.waiting) {
+        (0, 0) => return None,
+        (0, 1) => (1, "waits", ""),
+        (0, count) => (count, "wait", ""),
+        (1, _) => (1, "is set aside", ", see docs/errors.md#MessageRejected"),
+        (count, _) => (count, "are set aside", ", see docs/errors.md#MessageRejected"),
     };
-    let messages = table::number(status.totals.in_quarantine, "message");
+    let messages = table::number(count.into(), "message");
     let reason = status.set_aside.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
-    Some(
-        format!(
-            "{key}: {messages} {are} set aside{reason}; {they} tried again by themselves, see \
-         docs/errors.md#MessageRejected"
-        )
-        .replace("it is tried again by themselves", "it is tried again by itself"),
-    )
+    let again = if count == 1 { "it is tried again by itself" } else { "they are tried again by themselves" };
+    Some(format!("{key}: {messages} {what}{reason}; {again}{see}"))
 }
 
 fn manifest_cells(item: Option<&WorkItem>) -> [String; 7] {
@@ -175,8 +183,8 @@ fn status_cells(row: &Row, now: jiff::Timestamp) -> [String; 4] {
     let last = status.map(RecordStatus::last).unwrap_or_default();
     let ready = match status {
         Some(status) if status.error.is_some() => "False",
-        // What is set aside is not delivered.
-        Some(status) if status.totals.in_quarantine > 0 => "False",
+        // What is set aside, or waits, is not delivered.
+        Some(status) if status.totals.in_quarantine > 0 || status.totals.waiting > 0 => "False",
         Some(status) if status.last_success.is_some() => "True",
         _ => "Unknown",
     };
@@ -242,7 +250,14 @@ mod tests {
         let text = table(&rows, Path::new("/nonexistent"), false);
         let line = "mail/a: 2 messages are set aside: 550 no; they are tried again by themselves, see docs/errors.md#MessageRejected";
         assert!(text.contains(line) && text.contains("False"), "{text}");
-        status.succeeded(3, &Counters::default());
+        status.succeeded(3, &Counters { listed: 1, waiting: 1, ..Counters::default() });
+        status.tell_set_aside(Some("refused for now: 452 full"));
+        let key = rows.keys().next().unwrap();
+        let rows = BTreeMap::from([(key.clone(), Row { item: None, status: Some(status.clone()) })]);
+        let text = table(&rows, Path::new("/nonexistent"), false);
+        let line = "mail/a: 1 message waits: refused for now: 452 full; it is tried again by itself\n";
+        assert!(text.contains(line) && text.contains("False"), "{text}");
+        status.succeeded(4, &Counters::default());
         status.tell_set_aside(None);
         assert!(set_aside(rows.keys().next().unwrap(), &status).is_none() && status.set_aside.is_none());
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::index::{Maildrop, Record};
+use super::seen::{Maildrop, Record};
 use super::validate::ValidatedRecord;
 use crate::api::checks::Claim;
 use crate::domain::work::WorkItem;
@@ -29,7 +29,6 @@ impl Prepared {
 /// Builds the work item.
 pub(super) fn build(validated: ValidatedRecord, record: &Record) -> Prepared {
     let ValidatedRecord { mut item, domain, paused, warnings } = validated;
-    item.destination = Arc::clone(&domain.destination);
     item.postmaster = Some(domain.postmaster.clone());
     Prepared {
         item: Arc::new(item),

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::index::{Domain, Namespace, Record, Rules, View};
+use super::index::View;
+use super::seen::{Domain, Namespace, Record, Rules};
 use crate::domain::work::RecordKey;
 
 /// A record with everything that decides about it.

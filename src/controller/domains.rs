@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::allow::Allow;
-use super::index::Domain;
+use super::seen::Domain;
 use crate::api::RpopDomainSpec;
-use crate::api::checks;
 use crate::api::unified::{Directory, Local};
 use crate::api::work::{self, Shared};
 use crate::domain::envelope::Mailbox;
-use crate::domain::work::Destination;
+use crate::domain::work::{Destination, Source};
 
 /// What records need of a domain.
 #[derive(Debug)]
@@ -18,6 +17,8 @@ pub(super) struct Usable {
     pub(super) destination: Arc<Destination>,
     pub(super) postmaster: Mailbox,
     pub(super) allow: Vec<Allow>,
+    /// What its records connect from, where the settings want that.
+    pub(super) outgoing: Option<Source>,
 }
 
 /// A domain's spec as records need it.
@@ -26,7 +27,6 @@ pub(super) fn usable(
     system: &Arc<str>,
     name: &str,
     spec: &RpopDomainSpec,
-    warnings: &mut Vec<String>,
 ) -> Result<Usable, Vec<String>> {
     let mut faults = Vec::new();
     if spec.delivery.maildir.is_some() {
@@ -43,9 +43,8 @@ pub(super) fn usable(
     });
     let postmaster = work::postmaster(name, &spec.postmaster)
         .map_err(|fault| faults.push(format!("{}: {}", fault.path, fault.message)));
-    if spec.use_for_outgoing {
-        warnings.push(checks::OUTGOING.to_owned());
-    }
+    let outgoing =
+        work::outgoing(spec).map_err(|fault| faults.push(format!("{}: {}", fault.path, fault.message)));
     let mut allow = Vec::with_capacity(spec.allow.len());
     for (at, pair) in spec.allow.iter().enumerate() {
         match Allow::new(pair) {
@@ -55,9 +54,9 @@ pub(super) fn usable(
             )),
         }
     }
-    match (destination, postmaster) {
-        (Ok(destination), Ok(postmaster)) if faults.is_empty() => {
-            Ok(Usable { destination: Arc::new(destination), postmaster, allow })
+    match (destination, postmaster, outgoing) {
+        (Ok(destination), Ok(postmaster), Ok(outgoing)) if faults.is_empty() => {
+            Ok(Usable { destination: Arc::new(destination), postmaster, allow, outgoing })
         }
         _ => Err(faults),
     }

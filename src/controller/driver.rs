@@ -15,7 +15,7 @@ use super::index::View;
 use super::look::{Looked, look};
 use super::order::{self, Order, Orphan};
 use super::outbox::{Budget, Ended, Outbox};
-use super::shown::{Shown, Told};
+use super::shown::{Fate, Shown, Told};
 use super::status::{self, Notice, Wanted};
 use super::take::Listings;
 use super::work::Work;
@@ -269,6 +269,7 @@ impl Driver {
             namespace: Some(&key.namespace),
             name: &key.name,
             uid: &record.uid,
+            version: Some(&record.version).filter(|version| !version.is_empty()),
         };
         let notice = telling.tell(&mut lead.statuses, &record.shown, &mut record.told, wanted, now);
         if let Some(notice) = notice {
@@ -281,10 +282,12 @@ impl Driver {
             lead.statuses.drop_waiting(&Target::Domain(name.into()));
             return;
         };
-        let mut warnings = domain.warnings.clone();
-        warnings.extend(
-            self.view.taken_aliases(name, domain).into_iter().map(|text| format!("spec.aliases: {text}")),
-        );
+        let aliases = self.view.taken_aliases(name, domain).into_iter();
+        let mut warnings: Vec<String> = aliases.map(|text| format!("spec.aliases: {text}")).collect();
+        let off = self.view.rules().is_some_and(|rules| !rules.sources.use_domains);
+        if off && domain.usable.as_ref().is_ok_and(|usable| usable.outgoing.is_some()) {
+            warnings.push(format!("spec.useForOutgoing: {}", checks::OUTGOING));
+        }
         let faults = domain.usable.as_ref().err().map(Vec::as_slice).unwrap_or_default();
         let wanted = status::of_faults(domain.generation, faults, &warnings);
         let Some(domain) = self.view.domain_mut(name) else { return };
@@ -294,6 +297,7 @@ impl Driver {
             namespace: None,
             name,
             uid: &domain.uid,
+            version: None,
         };
         let reference = telling.reference();
         if let Some(notice) = telling.tell(&mut lead.statuses, &domain.shown, &mut domain.told, wanted, now) {
@@ -317,6 +321,7 @@ impl Driver {
             namespace: None,
             name: "default",
             uid: &settings.uid,
+            version: None,
         };
         let reference = telling.reference();
         let notice = telling.tell(&mut lead.statuses, &settings.shown, &mut settings.told, wanted, now);
@@ -351,7 +356,15 @@ impl Driver {
                 Ending::Order { order: Box::new(order), result, found }
             });
         }
-        while let Some((target, job)) = lead.statuses.next(now) {
+        while let Some((target, mut job)) = lead.statuses.next(now) {
+            if let (Target::Record(key), Job::Status { wanted, version: Some(version), .. }) =
+                (&target, &mut job)
+                && let Some(record) = self.view.decided(key)
+                && status::holds(wanted, &record.shown)
+            {
+                // What has happened since was no reason to decide otherwise.
+                version.clone_from(&record.version);
+            }
             let client = self.cluster.client.clone();
             lead.writes.spawn(async move {
                 let result = write::write(&client, &target, &job).await;
@@ -418,13 +431,7 @@ impl Driver {
             Target::Settings => self.view.settings.as_mut().map(|settings| &mut settings.told),
         };
         match (result, job) {
-            (Ok(()), Job::Status { wanted, .. }) => {
-                if let Some(told) = told.and_then(Option::as_mut)
-                    && told.wanted == *wanted
-                {
-                    told.written = true;
-                }
-            }
+            (Ok(()), Job::Status { wanted, .. }) => became(told, wanted, Fate::Written),
             (Ok(()), Job::Remove { uid, .. }) => {
                 tracing::info!("{target}: removed, since its pollEvery is Never");
                 if let Target::Record(key) = target {
@@ -435,16 +442,25 @@ impl Driver {
                 }
             }
             (Err(ApiError::NotFound { .. }), _) => {}
-            (Err(ApiError::Conflict { said }), _) => {
+            (Err(ApiError::Conflict { said }), job) => {
                 tracing::debug!("{target}: it has changed: {said}");
-                if let Some(told) = told {
-                    *told = None;
-                }
-                if let Target::Record(key) = target {
-                    self.view.again(key.clone());
+                let version = match job {
+                    Job::Status { wanted, version, .. } => {
+                        became(told, wanted, Fate::Refused);
+                        version.as_deref()
+                    }
+                    Job::Remove { version, .. } => Some(&**version),
+                };
+                if let (Target::Record(key), Some(version)) = (target, version) {
+                    self.view.outrun(key, version);
                 }
             }
-            (Err(error), _) => {
+            (Err(error), job) => {
+                if let Job::Status { wanted, .. } = job
+                    && write::ended(error) == Ended::Done
+                {
+                    became(told, wanted, Fate::Refused);
+                }
                 tracing::warn!(
                     reason = error.reason(),
                     "{target}: its status is not written: {}",
@@ -462,6 +478,10 @@ struct Telling<'a> {
     namespace: Option<&'a str>,
     name: &'a str,
     uid: &'a str,
+    /// Of the object as it was seen, where the decision rests on its status:
+    /// `Ready` is the controller's or a worker's. Written over what a worker
+    /// said meanwhile, it could not be taken back.
+    version: Option<&'a Arc<str>>,
 }
 
 impl Telling<'_> {
@@ -485,10 +505,12 @@ impl Telling<'_> {
         wanted: Wanted,
         now: Instant,
     ) -> Option<Notice> {
-        if told.as_ref().is_some_and(|told| told.wanted == wanted) {
+        let standing = told.as_ref().and_then(Told::standing);
+        if standing.is_some_and(|told| *told == wanted) {
             return None;
         }
-        if told.is_none() && status::says(shown, &wanted) {
+        if standing.is_none() && status::says(shown, &wanted) {
+            *told = None;
             return None;
         }
         let before = told.take();
@@ -506,9 +528,19 @@ impl Telling<'_> {
             Some(before) if before.wanted.accepted == wanted.accepted => None,
             _ => status::notice(shown, &wanted),
         };
-        statuses.put(self.target, Job::Status { wanted: wanted.clone(), body }, now);
-        *told = Some(Told { wanted, written: false });
+        let version = self.version.cloned();
+        statuses.put(self.target, Job::Status { wanted: wanted.clone(), body, version }, now);
+        *told = Some(Told { wanted, fate: Fate::Sent });
         notice
+    }
+}
+
+/// What became of something that was said, if nothing else was said since.
+fn became(told: Option<&mut Option<Told>>, wanted: &Wanted, fate: Fate) {
+    if let Some(told) = told.and_then(Option::as_mut)
+        && told.wanted == *wanted
+    {
+        told.fate = fate;
     }
 }
 

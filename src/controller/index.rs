@@ -5,83 +5,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::domains::{Usable, directory, usable};
-use super::shown::{Shown, Told};
+use super::domains::{directory, usable};
+use super::seen::{Domain, Maildrop, Namespace, Record, Rules, SettingsSeen};
+use super::shown::{Fate, Shown, Told};
 use crate::api::checks::{self, Claim};
 use crate::api::unified::Directory;
 use crate::api::work::{self, Shared};
 use crate::api::{RpopDomainSpec, RpopDomainStatus, RpopRecordSpec, RpopRecordStatus};
 use crate::api::{RpopSettingsSpec, RpopSettingsStatus};
+use crate::domain::envelope::domain_key;
 use crate::domain::text::shown as plain;
 use crate::domain::work::RecordKey;
-
-/// A maildrop: host, port, user name.
-pub(super) type Maildrop = (Arc<str>, u16, Arc<str>);
-
-/// A record as it was seen last.
-#[derive(Debug)]
-pub(super) struct Record {
-    pub(super) uid: Arc<str>,
-    pub(super) version: Arc<str>,
-    pub(super) generation: i64,
-    /// It has a deletionTimestamp.
-    pub(super) deleting: bool,
-    /// The spec, or why it cannot be read.
-    pub(super) spec: Result<Arc<RpopRecordSpec>, Arc<str>>,
-    /// What its status says.
-    pub(super) shown: Shown,
-    /// What we said last, if that has not been seen yet.
-    pub(super) told: Option<Told>,
-    /// The domain of its account, in lower case.
-    pub(super) domain: Option<Arc<str>>,
-    maildrop: Option<Maildrop>,
-}
-
-/// A domain as it was seen last.
-#[derive(Debug)]
-pub(super) struct Domain {
-    pub(super) uid: Arc<str>,
-    pub(super) generation: i64,
-    created: Option<Time>,
-    pub(super) aliases: Vec<Arc<str>>,
-    /// What records need of it, or what is wrong with it.
-    pub(super) usable: Result<Arc<Usable>, Vec<String>>,
-    pub(super) warnings: Vec<String>,
-    pub(super) shown: Shown,
-    pub(super) told: Option<Told>,
-    /// Grows with every change that concerns records.
-    revision: u64,
-}
-
-/// A namespace as it was seen last.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Namespace {
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) terminating: bool,
-}
-
-/// What the settings say to the controller.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Rules {
-    pub(super) use_apop: bool,
-    pub(super) source: Option<std::net::IpAddr>,
-    /// Sessions to one host; 0: no limit.
-    pub(super) host_connections: u32,
-    pub(super) main_domain: Option<String>,
-}
-
-/// The settings as they were seen last.
-#[derive(Debug)]
-pub(super) struct SettingsSeen {
-    pub(super) uid: Arc<str>,
-    pub(super) generation: i64,
-    /// What is wrong with them.
-    pub(super) faults: Vec<String>,
-    pub(super) shown: Shown,
-    pub(super) told: Option<Told>,
-}
 
 /// See the module's page.
 pub(super) struct View {
@@ -163,12 +99,11 @@ impl View {
         {
             // Only its status changed: of interest if it is not what we wrote.
             let ours = known.shown.says_the_same(&shown);
+            let outrun = std::mem::take(&mut known.outrun);
             known.shown = shown;
             known.version = version;
-            if known.told.as_ref().is_some_and(|told| told.written) {
-                known.told = None;
-            }
-            if !ours {
+            forget_written(&mut known.told);
+            if outrun || !ours {
                 self.dirty.insert(key);
             }
             return;
@@ -183,7 +118,18 @@ impl View {
         if spec.as_ref().is_ok_and(|spec| spec.special.is_some()) {
             self.unified.insert(key.clone());
         }
-        let record = Record { uid, version, generation, deleting, spec, shown, told: None, domain, maildrop };
+        let record = Record {
+            uid,
+            version,
+            outrun: false,
+            generation,
+            deleting,
+            spec,
+            shown,
+            told: None,
+            domain,
+            maildrop,
+        };
         self.records.insert(key.clone(), record);
         self.gone.remove(&key);
         self.dirty.insert(key);
@@ -268,23 +214,24 @@ impl View {
         {
             let ours = known.shown.says_the_same(&shown);
             known.shown = shown;
-            if known.told.as_ref().is_some_and(|told| told.written) {
-                known.told = None;
-            }
+            forget_written(&mut known.told);
             if !ours {
                 self.dirty_domains.insert(name);
             }
             return;
         }
         self.revision += 1;
-        let mut warnings = Vec::new();
         let mut aliases = Vec::new();
         let usable = match spec {
             Ok(spec) => {
                 aliases.extend(spec.aliases.iter().map(|alias| Arc::from(alias.to_ascii_lowercase())));
-                usable(&mut self.shared, &self.system, &name, &spec, &mut warnings)
+                usable(&mut self.shared, &self.system, &name, &spec)
             }
-            Err(error) => Err(vec![format!("it cannot be read: {}", plain(error))]),
+            Err(error) => {
+                // Its names stay its own.
+                aliases.extend(self.domains.get(&name).into_iter().flat_map(|known| known.aliases.clone()));
+                Err(vec![format!("it cannot be read: {}", plain(error))])
+            }
         };
         let domain = Domain {
             uid,
@@ -292,7 +239,6 @@ impl View {
             created: meta.creation_timestamp.clone(),
             aliases,
             usable: usable.map(Arc::new),
-            warnings,
             shown,
             told: None,
             revision: self.revision,
@@ -353,21 +299,18 @@ impl View {
         {
             self.settings_dirty |= !known.shown.says_the_same(&shown);
             known.shown = shown;
-            if known.told.as_ref().is_some_and(|told| told.written) {
-                known.told = None;
-            }
+            forget_written(&mut known.told);
             return;
         }
         let first = self.settings.is_none();
         let (rules, faults) = match spec {
             Ok(spec) => match work::settings(spec) {
-                Ok((_, source)) => (Some(rules_of(spec, source)), Vec::new()),
+                Ok(_) => (Some(rules_of(spec)), Vec::new()),
                 Err(faults) => {
                     let texts = faults.iter().map(|fault| format!("{}: {}", fault.path, fault.message));
-                    // At a start there is nothing to go on with, and these two
+                    // At a start there is nothing to go on with, and these
                     // are known whatever else is wrong.
-                    let source = spec.source_address.as_deref().and_then(|text| text.parse().ok());
-                    (first.then(|| rules_of(spec, source)), texts.collect())
+                    (first.then(|| rules_of(spec)), texts.collect())
                 }
             },
             Err(error) => (None, vec![format!("it cannot be read: {}", plain(error))]),
@@ -395,6 +338,7 @@ impl View {
         self.rules = Some(rules);
         self.directory_stale = true;
         self.dirty.extend(self.records.keys().cloned());
+        self.dirty_domains.extend(self.domains.keys().cloned());
     }
 
     /// The settings in force; `None` while those that exist cannot be read.
@@ -458,6 +402,22 @@ impl View {
     pub(super) fn again(&mut self, key: RecordKey) {
         if self.records.contains_key(&key) {
             self.dirty.insert(key);
+        }
+    }
+
+    /// The record of that name, unless it is to be looked at again.
+    pub(super) fn decided(&self, key: &RecordKey) -> Option<&Record> {
+        self.records.get(key).filter(|_| !self.dirty.contains(key))
+    }
+
+    /// What was decided upon this version of the record could not be written:
+    /// somebody else wrote first. Decided anew as soon as that is seen.
+    pub(super) fn outrun(&mut self, key: &RecordKey, version: &str) {
+        let Some(record) = self.records.get_mut(key) else { return };
+        if *record.version == *version {
+            record.outrun = true;
+        } else {
+            self.dirty.insert(key.clone());
         }
     }
 
@@ -576,20 +536,27 @@ fn forget(index: &mut HashMap<Arc<str>, BTreeSet<RecordKey>>, at: &Arc<str>, key
     }
 }
 
+/// What has been written is in what is seen from now on.
+fn forget_written(told: &mut Option<Told>) {
+    if told.as_ref().is_some_and(|told| told.fate == Fate::Written) {
+        *told = None;
+    }
+}
+
 fn identity(meta: &ObjectMeta) -> (Arc<str>, i64) {
     (meta.uid.as_deref().unwrap_or("").into(), meta.generation.unwrap_or(0))
 }
 
-/// The domain of an account, in lower case.
+/// The domain of an account, in lower case and ASCII.
 fn domain_of(account: &str) -> Option<Arc<str>> {
-    account.rsplit_once('@').map(|(_, domain)| domain.to_ascii_lowercase().into())
+    account.rsplit_once('@').map(|(_, domain)| domain_key(domain).into())
 }
 
-fn rules_of(spec: &RpopSettingsSpec, source: Option<std::net::IpAddr>) -> Rules {
+fn rules_of(spec: &RpopSettingsSpec) -> Rules {
     Rules {
         use_apop: spec.use_apop,
-        source,
+        sources: work::Sources::of(spec),
         host_connections: spec.host_connections,
-        main_domain: spec.main_domain.as_deref().map(str::to_ascii_lowercase),
+        main_domain: spec.main_domain.as_deref().map(|name| domain_key(name).into_owned()),
     }
 }

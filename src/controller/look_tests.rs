@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::domain::code::Code;
+use crate::domain::work::Source;
 
 fn meta(namespace: Option<&str>, name: &str, generation: i64) -> ObjectMeta {
     ObjectMeta {
@@ -229,6 +230,31 @@ fn paused_and_disabled_records_are_work_that_is_not_polled() {
 }
 
 #[test]
+fn a_domains_addresses_are_connected_from_where_both_want_it() {
+    let source = |all: &[&str]| Source::first_of(all.iter().map(|text| text.parse().unwrap()));
+    let mut view = view();
+    let addresses = ["192.0.2.5", "192.0.2.6", "2001:db8::5"];
+    domain(&mut view, "a.example", 1, &json!({"assignedAddresses": addresses, "useForOutgoing": true}));
+    domain(&mut view, "b.example", 1, &json!({"assignedAddresses": addresses}));
+    for name in ["a", "b"] {
+        record(&mut view, "rpop-system", name, &json!({"account": format!("x@{name}.example")}));
+    }
+    let mut sources = |generation, spec| {
+        settings(&mut view, generation, spec);
+        let all = settle(&mut view);
+        ["a", "b"].map(|name| prepared(&all[&key("rpop-system", name)]).item.source_address)
+    };
+    assert_eq!(sources(1, json!({"sourceAddress": "192.0.2.9"})), [source(&["192.0.2.9"]); 2]);
+    let own = source(&["192.0.2.5", "2001:db8::5"]);
+    assert_eq!(sources(2, json!({"useDomainAddresses": true})), [own, None]);
+    let both = json!({"useDomainAddresses": true, "sourceAddress": "192.0.2.9"});
+    assert_eq!(sources(3, both), [own, source(&["192.0.2.9"])]);
+    domain(&mut view, "a.example", 2, &json!({"assignedAddresses": ["192.0.2.7"], "useForOutgoing": true}));
+    let looked = one(&mut view, "rpop-system", "a");
+    assert_eq!(prepared(&looked).item.source_address, source(&["192.0.2.7"]));
+}
+
+#[test]
 fn apop_needs_the_settings_and_follows_them() {
     let mut view = view();
     domain(&mut view, "example.com", 1, &json!({}));
@@ -239,11 +265,12 @@ fn apop_needs_the_settings_and_follows_them() {
     settings(&mut view, 1, json!({"useApop": true, "sourceAddress": "192.0.2.9"}));
     let looked = one(&mut view, "rpop-system", "r");
     assert!(prepared(&looked).item.remote.apop);
-    assert_eq!(prepared(&looked).item.source_address, Some("192.0.2.9".parse().unwrap()));
+    assert_eq!(prepared(&looked).item.source_address, Source::first_of(["192.0.2.9".parse().unwrap()]));
     // Broken settings leave in force what was.
-    settings(&mut view, 2, json!({"useApop": false, "useDomainAddresses": true}));
+    let nowhere = json!({"timeZone": "Mars/Base", "windows": [{"from": "08:00", "to": "18:00"}]});
+    settings(&mut view, 2, json!({"useApop": false, "activitySchedule": nowhere}));
     assert!(settle(&mut view).is_empty());
-    assert!(view.settings.as_ref().unwrap().faults[0].contains("useDomainAddresses"));
+    assert!(view.settings.as_ref().unwrap().faults[0].contains("no time zone `Mars/Base`"));
     view.settings_gone();
     assert!(!prepared(&one(&mut view, "rpop-system", "r")).item.remote.apop);
 }

@@ -173,6 +173,13 @@ fn a_domain_with_errors_is_ours_all_the_same_and_leads_nowhere() {
     let looked = one(&mut view, "rpop-system", "all");
     assert_eq!(names(given(&looked)), ["example.com", "example.net", "odd.example"]);
     assert_eq!(prepared(&looked).warnings, [""; 0]);
+    // What cannot be read at all keeps the aliases that it had.
+    domain(&mut view, "odd.example", 3, &json!({"aliases": ["o.example"]}));
+    one(&mut view, "rpop-system", "all");
+    domain(&mut view, "odd.example", 4, &json!({"delivery": 5}));
+    let looked = one(&mut view, "rpop-system", "all");
+    assert_eq!(names(given(&looked)), ["example.com", "example.net", "o.example", "odd.example"]);
+    assert_eq!(given(&looked).domains[1].destination.smtp, None);
 }
 
 #[test]
@@ -203,4 +210,25 @@ fn too_many_names_are_refused_with_numbers_and_cost_nobody_else() {
     prepared(&all[&key("rpop-system", "plain")]);
     domain(&mut view, "other.example", 2, &json!({}));
     given(&one(&mut view, "rpop-system", "all"));
+}
+
+#[test]
+fn a_postmaster_in_another_domain_gets_his_mail_there() {
+    let mut view = unified_view(&json!({}));
+    let main = |to: &str| json!({"postmaster": to, "delivery": {"lmtp": {"host": "a"}}});
+    domain(&mut view, "other.example", 1, &json!({"delivery": {"lmtp": {"host": "store"}}}));
+    domain(&mut view, "example.com", 2, &main("pm@other.example"));
+    let looked = one(&mut view, "rpop-system", "all");
+    assert_eq!(&*prepared(&looked).item.destination.domain, "other.example");
+    // And follows what becomes of that one.
+    domain(&mut view, "other.example", 2, &json!({"delivery": {"lmtp": {"host": "store2"}}}));
+    let looked = one(&mut view, "rpop-system", "all");
+    assert_eq!(prepared(&looked).item.destination, given(&looked).domains[1].destination);
+    domain(&mut view, "example.com", 3, &main("pm@far.example"));
+    let looked = one(&mut view, "rpop-system", "all");
+    let warnings = &prepared(&looked).warnings;
+    assert!(
+        warnings[0].contains("pm@far.example of RpopDomain example.com is in no RpopDomain"),
+        "{warnings:?}"
+    );
 }

@@ -28,6 +28,7 @@ mod look;
 mod order;
 mod outbox;
 mod run;
+mod seen;
 mod shown;
 mod status;
 mod take;

@@ -66,9 +66,13 @@ impl Shown {
     pub(super) fn of_record(status: &RpopRecordStatus) -> Self {
         let unix = |time: &Option<Time>| time.as_ref().map(|time| time.0.as_second());
         let failures = status.last_error.as_ref().map_or(0, |error| error.count);
+        // Whether a refused login has to wait is looked at by whoever would make
+        // it: the Secret may be another one by then.
+        let waits =
+            failures > 0 && status.last_error.as_ref().is_some_and(|error| error.refused_logins.is_none());
         let past = ItemPast {
             last_poll: unix(&status.last_poll_time),
-            not_before: unix(&status.next_poll_time).filter(|_| failures > 0),
+            not_before: unix(&status.next_poll_time).filter(|_| waits),
             failures: u16::try_from(failures).unwrap_or(u16::MAX),
         };
         Self {
@@ -104,6 +108,23 @@ impl Shown {
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     pub(super) wanted: Wanted,
+    pub(super) fate: Fate,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It waits to be written, or is on its way.
+    Sent,
     /// The API server has it.
-    pub(super) written: bool,
+    Written,
+    /// The API server did not take it: it counts as not said.
+    Refused,
+}
+
+impl Told {
+    /// What the status says, or is about to say; `None` where it was refused.
+    pub(super) fn standing(&self) -> Option<&Wanted> {
+        (self.fate != Fate::Refused).then_some(&self.wanted)
+    }
 }

@@ -84,12 +84,7 @@ pub(super) fn of_applied(applied: &Applied, shown: &Shown) -> Wanted {
         (false, false) => 2,
     };
     let (reason, message) = PENDING[pending];
-    // What a worker said stands; what we said, a refusal among it, does not.
-    let ours = shown.ready.as_ref().is_none_or(|ready| {
-        PENDING.iter().any(|(reason, _)| **reason == *ready.reason)
-            || shown.accepted.as_ref().is_some_and(|said| &*said.status == "False")
-    });
-    let ready = ours.then(|| Say { status: "Unknown", reason, message: message.to_owned() });
+    let ready = ready_is_ours(shown).then(|| Say { status: "Unknown", reason, message: message.to_owned() });
     Wanted {
         generation: *generation,
         accepted: accepted(warnings),
@@ -98,6 +93,21 @@ pub(super) fn of_applied(applied: &Applied, shown: &Shown) -> Wanted {
         shard: Some((*shard).into()),
         factor: (*factor > 1).then_some(*factor),
     }
+}
+
+/// Whether `Ready` of an accepted record is ours to say. What a worker said
+/// stands; what we said, a refusal among it, does not.
+fn ready_is_ours(shown: &Shown) -> bool {
+    shown.ready.as_ref().is_none_or(|ready| {
+        PENDING.iter().any(|(reason, _)| **reason == *ready.reason)
+            || shown.accepted.as_ref().is_some_and(|said| &*said.status == "False")
+    })
+}
+
+/// Whether what was to be said of a record, is to be said of it as it is shown
+/// by now: a worker may have said `Ready` meanwhile.
+pub(super) fn holds(wanted: &Wanted, shown: &Shown) -> bool {
+    wanted.refused || wanted.ready.is_some() == ready_is_ours(shown)
 }
 
 /// Of a domain or the settings.
@@ -309,6 +319,18 @@ mod tests {
         assert_eq!(of_applied(&applied(), &polled).ready, None);
         let paused = Applied { polled: false, paused: true, ..applied() };
         assert_eq!(of_applied(&paused, &Shown::default()).ready.unwrap().reason, "Paused");
+    }
+
+    #[test]
+    fn what_a_worker_said_while_it_waited_to_be_written_is_not_written_over() {
+        let pending = of_applied(&applied(), &Shown::default());
+        assert!(holds(&pending, &Shown::default()) && holds(&pending, &shown(&pending)));
+        let mut polled = shown(&pending);
+        polled.ready.as_mut().unwrap().reason = "Polled".into();
+        assert!(!holds(&pending, &polled));
+        assert!(holds(&of_applied(&applied(), &polled), &polled));
+        // A refusal is said whatever a worker says.
+        assert!(holds(&refused(), &polled));
     }
 
     #[test]

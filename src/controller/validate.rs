@@ -87,7 +87,7 @@ pub(super) fn validate(
         item.remote.apop = false;
         warnings.push(format!("spec.apop: {}", checks::APOP_OFF));
     }
-    item.source_address = rules.source;
+    item.source_address = rules.sources.choose(usable.outgoing);
     Ok(Verdict::Accepted(Box::new(ValidatedRecord { item, domain: usable, paused: spec.paused, warnings })))
 }
 
@@ -120,8 +120,14 @@ fn unify(
         let message = format!("{}: {}", refused.path(), refused.message(may_know));
         Refusal { reason: Code::ConfigInvalid, message }
     })?;
-    let notes =
-        [checks::left_out(directory.left_out()), checks::without_notifications(&unified, &item.destination)];
+    if let Some(destination) = directory.to_postmaster() {
+        item.destination = Arc::clone(destination);
+    }
+    let notes = [
+        directory.postmaster_elsewhere(),
+        checks::left_out(directory.left_out()),
+        checks::without_notifications(&unified, &item.destination),
+    ];
     warnings.extend(notes.into_iter().flatten().map(|note| format!("spec.special: {note}")));
     item.unified = Some(unified);
     Ok(())

@@ -26,6 +26,7 @@ const RENEWED: u32 = 60;
 pub(super) type Guarded<K> = DeserializeGuard<K>;
 
 /// What has happened. `None`: the watch failed, and is tried again.
+#[expect(clippy::large_enum_variant, reason = "the largest is the most frequent")]
 pub(super) enum Change {
     Record(Event<Guarded<RpopRecord>>),
     Domain(Event<Guarded<RpopDomain>>),

@@ -34,8 +34,9 @@ impl std::fmt::Display for Target {
 /// What is written.
 #[derive(Clone, Debug)]
 pub(super) enum Job {
-    /// Our part of the status, of the object with that uid.
-    Status { wanted: Wanted, body: Value },
+    /// Our part of the status, of the object with that uid; with a version
+    /// only if it still is that one.
+    Status { wanted: Wanted, body: Value, version: Option<Arc<str>> },
     /// The record of that uid and version is removed.
     Remove { uid: Arc<str>, version: Arc<str> },
 }
@@ -66,9 +67,13 @@ pub(super) async fn write(client: &Client, target: &Target, job: &Job) -> Result
         None => Api::all_with(client.clone(), &kind),
     };
     match job {
-        Job::Status { wanted: _, body } => {
+        Job::Status { wanted: _, body, version } => {
             let params = PatchParams::apply(MANAGER).force();
-            within(REQUEST_DEADLINE, api.patch_status(name, &params, &Patch::Apply(body))).await?;
+            let mut body = body.clone();
+            if let Some(version) = version {
+                body["metadata"]["resourceVersion"] = (**version).into();
+            }
+            within(REQUEST_DEADLINE, api.patch_status(name, &params, &Patch::Apply(&body))).await?;
         }
         Job::Remove { uid, version } => {
             let same =

@@ -143,6 +143,18 @@ impl Code {
         }
     }
 
+    /// Whether a poll that ended so had logged in before.
+    pub fn is_behind_login(self) -> bool {
+        matches!(
+            self,
+            Self::UidlMissing
+                | Self::UidsChanged
+                | Self::DestinationUnavailable
+                | Self::DestinationRefused
+                | Self::MessageRejected
+        )
+    }
+
     /// The code that users see as `text`, if there is one.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|code| code.as_str() == text)

@@ -1,5 +1,6 @@
 //! SMTP envelopes whose parts cannot hold what would break a command line.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -64,6 +65,25 @@ impl Mailbox {
         self.text.get(self.at + 1..).unwrap_or("")
     }
 
+    /// The same mailbox with its domain as the domain name system has it: an
+    /// internationalised one by its A-labels (RFC 5890, UTS 46), in lower case.
+    /// One that has none stays as it is.
+    #[must_use]
+    pub fn with_ascii_domain(self) -> Self {
+        if self.domain().is_ascii() {
+            return self;
+        }
+        let text = format!("{}@{}", self.local(), domain_key(self.domain()));
+        Self::parse(&text).unwrap_or(self)
+    }
+
+    /// Whether mail servers may read a further address out of the local part,
+    /// and send the mail there: `%` (`user%elsewhere@here`), `!` (UUCP), or a
+    /// quoted `@`.
+    pub fn is_routed(&self) -> bool {
+        self.local().contains(['%', '!', '@'])
+    }
+
     /// Whether SMTPUTF8 is needed to transmit it (RFC 6531).
     pub fn needs_utf8(&self) -> bool {
         !self.text.is_ascii()
@@ -95,6 +115,19 @@ impl Mailbox {
         };
         Self::parse(&text)
     }
+}
+
+/// What names of one domain have in common: its A-labels (RFC 5890, UTS 46), in
+/// lower case. What cannot be written so is in lower case.
+pub fn domain_key(domain: &str) -> Cow<'_, str> {
+    if domain.is_ascii() {
+        return if domain.bytes().any(|b| b.is_ascii_uppercase()) {
+            Cow::Owned(domain.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(domain)
+        };
+    }
+    Cow::Owned(idna::domain_to_ascii(domain).unwrap_or_else(|_| domain.to_lowercase()))
 }
 
 fn is_atext(c: char) -> bool {
@@ -242,6 +275,42 @@ mod tests {
             assert!(Mailbox::parse(bad).is_err(), "{bad:?}");
         }
         assert_eq!(Mailbox::parse(&format!("{}@b", "x".repeat(65))), Err(MailboxError::TooLong));
+    }
+
+    #[test]
+    fn names_of_one_domain_are_equal_however_they_are_written() {
+        for (written, key) in [
+            ("example.com", "example.com"),
+            ("EXAMPLE.com", "example.com"),
+            ("exämple.com", "xn--exmple-cua.com"),
+            ("EXÄMPLE.com", "xn--exmple-cua.com"),
+            ("exa\u{308}mple.com", "xn--exmple-cua.com"),
+            ("XN--Exmple-CUA.com", "xn--exmple-cua.com"),
+            ("ｅｘａｍｐｌｅ．com", "example.com"),
+            // No name of the domain name system.
+            ("a\u{fffd}B.com", "a\u{fffd}b.com"),
+        ] {
+            assert_eq!(domain_key(written), key, "{written}");
+        }
+        let ascii = |text| Mailbox::parse(text).unwrap().with_ascii_domain().as_str().to_owned();
+        assert_eq!(ascii("ü@exämple.com"), "ü@xn--exmple-cua.com");
+        assert_eq!(ascii("A@Example.COM"), "A@Example.COM");
+        assert_eq!(ascii("a@x\u{fffd}.com"), "a@x\u{fffd}.com");
+    }
+
+    #[test]
+    fn local_parts_that_lead_elsewhere_are_known() {
+        for routed in [
+            "evil%foreign.test@a.test",
+            "foreign.test!evil@a.test",
+            "\"evil@foreign.test\"@a.test",
+            "\"@f:e\"@a",
+        ] {
+            assert!(Mailbox::parse(routed).unwrap().is_routed(), "{routed}");
+        }
+        for plain in ["alice@a.test", "alice+tag=x@a.test", "\"a b\"@a.test", "SRS0=x=y=f.test=u@a.test"] {
+            assert!(!Mailbox::parse(plain).unwrap().is_routed(), "{plain}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod code;
 pub mod envelope;
 pub mod ledger;
+pub mod schedule;
 pub mod shards;
 pub mod text;
 pub mod wire;

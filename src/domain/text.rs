@@ -107,6 +107,46 @@ fn is_plain(c: char) -> bool {
         && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
+/// The word that was probably meant.
+pub(crate) fn suggest<'w>(word: &str, known: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+    let lower = word.to_ascii_lowercase();
+    let longest = (word.chars().count() / 3).clamp(1, 3);
+    known
+        .filter_map(|candidate| {
+            let other = candidate.to_ascii_lowercase();
+            // `password` is meant as the beginning of `passwordSecretRef`.
+            let distance =
+                if lower.len() >= 4 && other.starts_with(&lower) { 1 } else { distance(&lower, &other) };
+            (distance <= longest).then_some((distance, candidate))
+        })
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Insertions, deletions, replacements and swaps of neighbours.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
+    let width = b.len() + 1;
+    let mut table = vec![0; (a.len() + 1) * width];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            table[i * width + j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let same = usize::from(a[i - 1] != b[j - 1]);
+                let mut best = (table[(i - 1) * width + j] + 1)
+                    .min(table[i * width + j - 1] + 1)
+                    .min(table[(i - 1) * width + j - 1] + same);
+                if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                    best = best.min(table[(i - 2) * width + j - 2] + 1);
+                }
+                best
+            };
+        }
+    }
+    table[a.len() * width + b.len()]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +199,22 @@ mod tests {
         let chain = told(&"x".repeat(LONGEST_CAUSES - 3), Some(told(&"\u{202e}".repeat(5_000), None)));
         let text = causes(&chain);
         assert_eq!(text, format!("{}: …", "x".repeat(LONGEST_CAUSES - 3)));
+    }
+
+    #[test]
+    fn suggests_what_was_meant() {
+        let known = ["pollEvery", "passwordSecretRef", "host", "account", "apop", "paused"];
+        for (word, meant) in [
+            ("pollevery", Some("pollEvery")),
+            ("poll_every", Some("pollEvery")),
+            ("password", Some("passwordSecretRef")),
+            ("hots", Some("host")),
+            ("acount", Some("account")),
+            ("colour", None),
+            ("x", None),
+        ] {
+            assert_eq!(suggest(word, known.iter().copied()), meant, "{word}");
+        }
     }
 
     proptest! {

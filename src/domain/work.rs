@@ -1,14 +1,15 @@
 //! What a poll needs to know, resolved from manifests: the work item.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::envelope::Mailbox;
+use super::envelope::{Mailbox, domain_key};
+use super::schedule::Schedule;
 
 /// A record's name: `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -58,11 +59,54 @@ pub struct WorkItem {
     pub on_reject: OnReject,
     /// What becomes of a maildrop whose UIDs all changed.
     pub on_uid_change: OnUidChange,
-    /// The local address to connect from.
-    pub source_address: Option<IpAddr>,
+    /// The local addresses to connect from; whichever the system takes, if
+    /// there are none.
+    pub source_address: Option<Source>,
     /// The maildrop collects mail of several accounts (`spec.special`): whom a
     /// message is for, its header says.
     pub unified: Option<Arc<Unified>>,
+}
+
+/// Local addresses to connect from, one a family. To a family without one
+/// nothing connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    v4: Option<Ipv4Addr>,
+    v6: Option<Ipv6Addr>,
+}
+
+impl Source {
+    /// The first address of each family; `None` where there is none of either.
+    pub fn first_of(addresses: impl IntoIterator<Item = IpAddr>) -> Option<Self> {
+        let (mut v4, mut v6) = (None, None);
+        for address in addresses {
+            match address.to_canonical() {
+                IpAddr::V4(address) => v4 = v4.or(Some(address)),
+                IpAddr::V6(address) => v6 = v6.or(Some(address)),
+            }
+        }
+        (v4.is_some() || v6.is_some()).then_some(Self { v4, v6 })
+    }
+
+    /// The address to connect to `peer` from.
+    pub fn towards(&self, peer: IpAddr) -> Option<IpAddr> {
+        match peer.to_canonical() {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// The one or two addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<String> = self.addresses().map(|address| address.to_string()).collect();
+        f.write_str(&addresses.join(" or "))
+    }
 }
 
 /// What a unified domain-wide account needs to know. Owns all of it: an item
@@ -99,6 +143,10 @@ pub enum Special {
 pub struct LocalDomains {
     /// Names and aliases, in lower case and sorted.
     pub names: Vec<Arc<str>>,
+    /// For each of these the place among them of the name that its RpopDomain
+    /// has; none at all where there are no aliases.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owners: Vec<u32>,
     /// Where their mail goes; `domain` is the first RpopDomain among them.
     pub destination: Arc<Destination>,
 }
@@ -115,12 +163,34 @@ impl fmt::Display for Special {
 
 impl Unified {
     /// Which of `domains` has the domain of an address; `None` for a foreign
-    /// one. Case does not matter.
+    /// one. Case does not matter, nor whether an internationalised name is
+    /// written in its ASCII form.
     pub fn place_of(&self, domain: &str) -> Option<usize> {
-        let domain = domain.to_ascii_lowercase();
-        self.domains
-            .iter()
-            .position(|place| place.names.binary_search_by(|name| (**name).cmp(domain.as_str())).is_ok())
+        self.find(domain).map(|(place, _)| place)
+    }
+
+    /// The name of the RpopDomain that has this name or alias; `None` for a
+    /// foreign one.
+    pub fn owner_of(&self, domain: &str) -> Option<&str> {
+        let (place, at) = self.find(domain)?;
+        let domains = self.domains.get(place)?;
+        let owner = domains.owners.get(at).and_then(|at| usize::try_from(*at).ok()).unwrap_or(at);
+        domains.names.get(owner).or_else(|| domains.names.get(at)).map(|name| &**name)
+    }
+
+    fn find(&self, domain: &str) -> Option<(usize, usize)> {
+        let domain = domain_key(domain);
+        self.domains.iter().enumerate().find_map(|(place, domains)| {
+            let at = domains.names.binary_search_by(|name| (**name).cmp(&*domain)).ok()?;
+            Some((place, at))
+        })
+    }
+
+    /// The account that an address of ours means: under the name of its
+    /// RpopDomain, the local part in lower case, as mail servers take them.
+    /// `None` for a foreign one.
+    pub fn account_of(&self, address: &Mailbox) -> Option<(String, &str)> {
+        Some((address.local().to_lowercase(), self.owner_of(address.domain())?))
     }
 }
 
@@ -434,6 +504,8 @@ pub struct Settings {
     pub checkpoint: Checkpoint,
     /// Deadlines.
     pub timeouts: Timeouts,
+    /// When polling is allowed; always, if there is none.
+    pub activity: Option<Arc<Schedule>>,
     /// `RpopSettings.logLevel`, if given there.
     pub log_level: Option<LogLevel>,
 }
@@ -451,6 +523,7 @@ impl Default for Settings {
             deny_networks: Vec::new(),
             checkpoint: Checkpoint::default(),
             timeouts: Timeouts::default(),
+            activity: None,
             log_level: None,
         }
     }

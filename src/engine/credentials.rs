@@ -1,6 +1,11 @@
 //! What a login is done with: a password, or an access token that is got for
 //! it.
 
+use std::hash::Hasher as _;
+
+use siphasher::sip::SipHasher24;
+use zeroize::Zeroizing;
+
 use super::Engine;
 use super::ports::{SecretError, Secrets};
 use super::report::{PollError, Scope};
@@ -8,7 +13,6 @@ use crate::domain::code::Code;
 use crate::domain::work::{Login, SecretRef, Settings, WorkItem};
 use crate::oauth::{self, Access};
 use crate::pop3::{Credentials, Error};
-use zeroize::Zeroizing;
 
 /// Credentials, and the token among them.
 pub(super) struct Ready {
@@ -80,4 +84,23 @@ fn unusable(at: &SecretRef, error: &Error) -> PollError {
 
 fn local(code: Code, message: String) -> PollError {
     PollError { code, message, scope: Scope::Local }
+}
+
+impl Engine {
+    /// The mark of the credentials of `item` as they are now; `None` where they
+    /// cannot be read. Sixteen bits of a keyed digest: too few to tell a password by, and enough that a
+    /// changed one has another mark but once in 65 536 times, in which it waits
+    /// for its next turn.
+    pub async fn credentials(&self, item: &WorkItem) -> Option<Box<str>> {
+        let remote = &item.remote;
+        let mut hasher = SipHasher24::new_with_key(&self.trace_key);
+        hasher.write(&serde_json::to_vec(remote).ok()?);
+        let client = remote.tls.client_certificate.iter().flat_map(|(chain, key)| [chain, key]);
+        for at in remote.login.refs().chain(client) {
+            let octets = self.secrets.get(at).await.ok()?;
+            hasher.write_usize(octets.len());
+            hasher.write(&octets);
+        }
+        Some(format!("{:04x}", hasher.finish() & 0xffff).into())
+    }
 }

@@ -1,5 +1,6 @@
 //! One message on its way in: header composed, body kept or streamed.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use super::route::{MAIN, to_mailbox};
 use super::standing::{Aim, Desk, Sent, Standing};
 use super::transfer::Copies;
 use crate::domain::envelope::{Envelope, Recipient, ReversePath};
-use crate::domain::ledger::{Digest, Entry, Ledger, State};
+use crate::domain::ledger::{Digest, Entry, Ledger, State, origin};
 use crate::domain::wire::Piece;
 use crate::message::{Addressees, Composed, Composer, MAX_HOPS, Trace, Unify};
 
@@ -38,6 +39,8 @@ pub(super) struct Fetch {
     /// All that the ledger knows under its UID was to be deleted; if this is
     /// another message, that is gone.
     pub(super) reused: bool,
+    /// It is owed, and the ledger knows it under this hash of another UID.
+    pub(super) moved_from: Option<u64>,
     /// `onReject: Postmaster` sends it there, whatever rules say; or it is a
     /// unified account's, and for nobody else.
     pub(super) to_postmaster: bool,
@@ -56,6 +59,7 @@ impl Fetch {
             prior: None,
             ambiguous: false,
             reused: false,
+            moved_from: None,
             to_postmaster: false,
             standing: None,
         }
@@ -86,6 +90,24 @@ impl Fetch {
     /// Whether the ledger owes it to some of its recipients.
     pub(super) fn is_owed(&self) -> bool {
         matches!(self.prior.as_ref().map(|entry| &entry.state), Some(State::Owed { .. }))
+    }
+
+    /// What a copy of it remembers of its UID; 0 where that is not its own.
+    pub(super) fn origin(&self) -> u64 {
+        if self.uid.is_none() || self.ambiguous { 0 } else { origin(self.hash) }
+    }
+
+    /// Its UID was another message's, which is gone.
+    pub(super) fn disown(&mut self) {
+        (self.prior, self.reused) = (None, true);
+    }
+
+    /// Whether what is owed under its UID was another message.
+    fn is_another(&self, message_id: u64) -> bool {
+        let prior = self.prior.as_deref().filter(|_| self.is_owed() && self.standing.is_none());
+        // A line that a person wrote may say nothing of it.
+        let says = |prior: &Entry| prior.message_id != 0 || prior.digest != 0;
+        prior.is_some_and(|prior| says(prior) && prior.message_id != message_id)
     }
 
     pub(super) fn was_uncertain(&self) -> bool {
@@ -141,6 +163,13 @@ impl Heading {
     /// Who is to get the message now.
     pub(super) fn address(&self, desk: &Desk<'_>, standing: &mut Standing) -> Aim {
         standing.address(desk, self.found.as_ref(), self.cut)
+    }
+
+    /// Whether these are all recipients of ours that it names.
+    pub(super) fn names(&self, desk: &Desk<'_>, to: &[u64]) -> bool {
+        let found = self.found.iter().flat_map(|found| &found.found);
+        let named: HashSet<u64> = found.map(|address| desk.keys.recipient(address)).collect();
+        to.iter().all(|hash| named.contains(hash))
     }
 
     /// Keeps only what a notification takes: recipients are many.
@@ -211,6 +240,8 @@ pub(super) struct Judgement<'a> {
     pub(super) recipient: &'a Recipient,
     /// Sorted hashes of Message-IDs that count as known.
     pub(super) known: &'a [u64],
+    /// See [`super::transfer::Context::moved`].
+    pub(super) moved: &'a HashMap<u64, Vec<(u64, Entry)>>,
     /// Of a unified account.
     pub(super) unified: Option<UnifiedRules<'a>>,
 }
@@ -356,6 +387,10 @@ impl Incoming {
 
     fn judge(&mut self, composed: Composed, rules: &Judgement<'_>) {
         self.message_id = composed.message_id.as_deref().map_or(0, |id| rules.keys.message_id(id));
+        if self.fetch.is_another(self.message_id) {
+            self.fetch.disown();
+        }
+        self.recognise(composed.addressees.as_ref(), rules);
         if !self.fetch.to_postmaster {
             if composed.own_trace {
                 self.rule =
@@ -364,7 +399,7 @@ impl Incoming {
                 let why =
                     format!("it has {} Received headers (limit {MAX_HOPS}): a mail loop", composed.hops);
                 self.rule = Some((Rule::Loop, why));
-            } else if rules.known.binary_search(&self.message_id).is_ok() {
+            } else if self.fetch.moved_from.is_none() && rules.known.binary_search(&self.message_id).is_ok() {
                 self.rule = Some((Rule::KnownMessageId, String::new()));
             }
         }
@@ -401,6 +436,31 @@ impl Incoming {
         }
     }
 
+    /// Finds what a message is owed to that had another UID: it names all of
+    /// these, and no other of its Message-ID has its size.
+    fn recognise(&mut self, found: Option<&Addressees>, rules: &Judgement<'_>) {
+        let fetch = &mut self.fetch;
+        let is_new = fetch.prior.is_none() && fetch.standing.is_none() && !fetch.ambiguous;
+        let Some(moved) = rules.moved.get(&self.message_id).filter(|_| is_new && !fetch.to_postmaster) else {
+            return;
+        };
+        let named: HashSet<u64> = found
+            .iter()
+            .flat_map(|found| &found.found)
+            .map(|address| rules.keys.recipient(address))
+            .collect();
+        let fits = |entry: &Entry| match &entry.state {
+            State::Owed { to, .. } => to.iter().all(|hash| named.contains(hash)),
+            _ => false,
+        };
+        let fitting: Vec<&(u64, Entry)> = moved.iter().filter(|(_, entry)| fits(entry)).collect();
+        let sized = fitting.iter().find(|(_, entry)| Some(entry.size) == fetch.size);
+        let it = sized.or_else(|| fitting.first().filter(|_| moved.len() == 1));
+        if let Some((hash, entry)) = it {
+            (fetch.prior, fetch.moved_from) = (Some(Box::new(entry.clone())), Some(*hash));
+        }
+    }
+
     fn stream_if_large(&mut self, rules: &Judgement<'_>, out: &mut Outgoing) -> Option<Started> {
         let large = self.held_octets > WHOLE
             || (self.held_octets > 0 && self.fetch.size.is_some_and(|size| size > WHOLE));
@@ -424,7 +484,7 @@ impl Incoming {
         self.way = Way::Stream(sender);
         self.streamed = true;
         Some(Started {
-            job: Job { id: self.id, envelope, content: Content::Stream(receiver) },
+            job: Job { id: self.id, envelope, content: Content::Stream(receiver), leave: None },
             lane,
             unified,
         })
@@ -487,7 +547,12 @@ impl Incoming {
             (_, None) => match self.envelope {
                 Some(mut envelope) => {
                     envelope.size = Some(self.held.iter().map(|piece| piece.unstuffed_len() as u64).sum());
-                    EndedWay::Whole(Job { id: self.id, envelope, content: Content::Whole(self.held.into()) })
+                    EndedWay::Whole(Job {
+                        id: self.id,
+                        envelope,
+                        content: Content::Whole(self.held.into()),
+                        leave: None,
+                    })
                 }
                 None if self.heading.is_some() && !self.streamed => EndedWay::Read(self.unaddressed),
                 None => EndedWay::Void,

@@ -17,6 +17,7 @@ pub mod owed;
 mod plan;
 mod poll;
 pub mod ports;
+mod refusals;
 pub mod report;
 mod route;
 pub mod scheduler;

@@ -46,9 +46,18 @@ pub(super) struct Tally {
     pub(super) counters: Counters,
     pub(super) refused: Option<String>,
     pub(super) login_delay: Option<Duration>,
+    /// The maildrop was surveyed in this poll.
+    pub(super) surveyed: bool,
 }
 
 impl Tally {
+    /// A message was refused for now, by all its recipients or some.
+    pub(super) fn defer(&mut self, why: &str) {
+        self.counters.deferred += 1;
+        self.counters.waiting += 1;
+        self.note(why);
+    }
+
     /// Keeps the first of the troubles with single messages.
     pub(super) fn note(&mut self, what: &str) {
         if self.refused.is_none() {

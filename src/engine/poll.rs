@@ -9,15 +9,15 @@ use tokio::time::{Instant, timeout_at};
 use super::Engine;
 use super::batch::Batch;
 use super::plan::{Plan, Tally};
-use super::ports::Stage;
-use super::report::{PollError, Report, Scope};
+use super::ports::{Observer, Stage};
+use super::report::{Counters, PollError, Report, Scope};
 use super::route::{self, Lanes, MAIN};
 use super::session::{self, Checked, Maildrop, Session};
 use super::transfer::{Context, Copies, Couriers, End, Transfer, knows_copies, ledger_error};
 use super::work::{Work, wanted};
 use crate::domain::code::Code;
 use crate::domain::ledger::{Change, Entry, Findings, Ledger, State, SurveyPolicy, day_of};
-use crate::domain::work::{OnUidChange, Settings, WorkItem};
+use crate::domain::work::{OnUidChange, RecordKey, Settings, WorkItem};
 use crate::pop3::Command;
 
 /// Sessions of one poll, however well each goes.
@@ -28,19 +28,38 @@ const BROKEN: u32 = 8;
 /// for each further one.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// What a poll has done. Dropped with the poll, it is told nonetheless: others
+/// have the mail, and the record's figures are to say so.
+struct Unreported<'a> {
+    tally: Tally,
+    observer: &'a dyn Observer,
+    key: &'a RecordKey,
+}
+
+impl Drop for Unreported<'_> {
+    fn drop(&mut self) {
+        if self.tally.counters != Counters::default() {
+            self.observer.cut_off(self.key, &self.tally.counters);
+        }
+    }
+}
+
 impl Engine {
     /// Polls `item` once. Ends at the next message when `stop` says so; when
-    /// the future is dropped everything is dropped, and nothing is lost.
+    /// the future is dropped everything is dropped, and nothing is lost: the
+    /// observer hears of what was done by then ([`Observer::cut_off`]).
     ///
     /// Not more than `checkpoint.messages` are ever handed over and not
     /// committed, hence repeated at most after a crash.
     pub async fn poll(&self, item: &WorkItem, settings: &Settings, stop: watch::Receiver<Stage>) -> Report {
         let started = Instant::now();
-        let mut tally = Tally::default();
+        let mut unreported =
+            Unreported { tally: Tally::default(), observer: &*self.observer, key: &item.key };
         // The session's deadline ends it at a message; this one is for what
         // does not come to an end of its own.
         let hard = started + settings.timeouts.session + settings.timeouts.after_dot;
-        let result = match timeout_at(hard, self.sessions(item, settings, stop, &mut tally)).await {
+        let result = match timeout_at(hard, self.sessions(item, settings, stop, &mut unreported.tally)).await
+        {
             Ok(result) => result,
             Err(_) => Err(PollError {
                 code: Code::TimedOut,
@@ -48,6 +67,7 @@ impl Engine {
                 scope: Scope::Account,
             }),
         };
+        let tally = std::mem::take(&mut unreported.tally);
         Report {
             result,
             counters: tally.counters,
@@ -141,7 +161,7 @@ impl Engine {
             Maildrop::Listed(findings)
                 if findings.all_changed && item.on_uid_change == OnUidChange::Pause =>
             {
-                return Err(uids_changed(ledger.kept(), &findings));
+                return Err(uids_changed(&findings));
             }
             Maildrop::Listed(mut findings) => {
                 let sizes = session.sizes(&wanted(&findings)).await?;
@@ -156,7 +176,8 @@ impl Engine {
             }
         }
         work.apply_limits(item, plan, tally, &*self.observer, now);
-        let Work { queue, deletions, durable_deletions, changes, pruning, known, twins, without_uids } = work;
+        let Work { queue, deletions, durable_deletions, changes, pruning, known, moved, twins, without_uids } =
+            work;
         plan.undeleted.extend(durable_deletions.iter().filter_map(|(change, _)| match change {
             Change::Put { uid, .. } => Some(keys.hash(uid)),
             _ => None,
@@ -196,6 +217,7 @@ impl Engine {
             host_name: Arc::clone(&self.host_name),
             keys,
             known,
+            moved,
             twins,
             until,
             now,
@@ -209,7 +231,15 @@ impl Engine {
             .run(queue, deletions, stop)
             .await?;
         for change in pruning {
-            batch.add(change, None);
+            // What was delivered in this session may have the Message-ID of
+            // copies that were too old when it began.
+            let renewed = |ledger: &Ledger| match &change {
+                Change::Forget { hash } => ledger.has_copy(*hash, day_of(now)),
+                _ => false,
+            };
+            if !batch.ledger().is_some_and(renewed) {
+                batch.add(change, None);
+            }
         }
         if without_uids && plan.left_cleanly {
             // No listing will ever show that they are gone. What is owed stays
@@ -266,14 +296,14 @@ impl Engine {
     }
 }
 
-fn uids_changed(kept: usize, findings: &Findings) -> PollError {
+fn uids_changed(findings: &Findings) -> PollError {
     PollError {
         code: Code::UidsChanged,
         message: format!(
-            "nearly all UIDs changed at once ({kept} kept messages are remembered, {} of {} listed are unknown): has the \
+            "nearly all UIDs changed at once ({} kept or owed messages are remembered, {} of {} listed are unknown): has the \
              server been migrated? Nothing was fetched. Set spec.onUidChange to MatchMessageId to recognise messages \
              by their Message-ID, or to Fetch to take all of them as new",
-            findings.unseen_total, findings.listed
+            findings.remembered, findings.unseen_total, findings.listed
         ),
         scope: Scope::Account,
     }

@@ -6,9 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
+use super::report::Counters;
 use crate::domain::code::Code;
 use crate::domain::envelope::Envelope;
 use crate::domain::ledger::{Change, Ledger};
@@ -197,6 +198,13 @@ pub trait MailSink: Send + Sync {
     /// taken from a pool) only when the first job arrives; trouble with them
     /// is the outcome of the jobs, not of this call.
     fn open(&self, route: Route) -> Courier;
+
+    /// How many whole messages a courier of `route` prepares ahead, before
+    /// they may be delivered (see [`Job::leave`]); 0 where that is of no use.
+    fn ahead(&self, route: &Route) -> usize {
+        let _ = route;
+        0
+    }
 }
 
 /// Where and how a poll's messages go.
@@ -208,6 +216,9 @@ pub struct Route {
     pub via: Via,
     /// The folder for [`Via::Maildir`].
     pub mailbox: Option<Arc<str>>,
+    /// The record has a unified account: no Maildir is made but in the place
+    /// where those of others are.
+    pub unified: bool,
     /// Deadlines.
     pub timeouts: Timeouts,
 }
@@ -267,6 +278,10 @@ pub struct Job {
     pub envelope: Envelope,
     /// What.
     pub content: Content,
+    /// For a sink that prepares messages ahead: nobody may see this one before
+    /// it is told so here. If that can never be, the outcome is
+    /// [`Undelivered::Aborted`]. `None`: it may be delivered.
+    pub leave: Option<oneshot::Receiver<()>>,
 }
 
 /// The content of a message, in wire form.
@@ -381,6 +396,10 @@ pub trait Observer: Send + Sync {
     /// A delivery's outcome is unknown: the connection was lost behind the dot.
     fn uncertain(&self, key: &RecordKey) {
         let _ = key;
+    }
+    /// A poll was dropped before it could report: what it had done by then.
+    fn cut_off(&self, key: &RecordKey, counters: &Counters) {
+        let _ = (key, counters);
     }
     /// A ledger commit took this long.
     fn committed(&self, took: std::time::Duration, ok: bool) {

@@ -70,6 +70,9 @@ pub struct Counters {
     pub in_quarantine: u64,
     /// Refused for now by the destination.
     pub deferred: u64,
+    /// Refused for now, in this poll or earlier, by all their recipients or
+    /// some: they wait in the maildrop.
+    pub waiting: u64,
     /// Copies that were not delivered again.
     pub duplicates: u64,
     /// Deleted on the server.

@@ -36,12 +36,12 @@ impl Lanes {
     /// The lane `main`, and those to the local domains.
     pub(super) fn of(main: Route, unified: Option<&Unified>) -> Self {
         let timeouts = main.timeouts;
-        let mut routes = vec![main];
+        let mut routes = vec![Route { unified: unified.is_some(), ..main }];
         let domains = unified.map_or(&[][..], |unified| &unified.domains);
         let places = domains.iter().map(|domain| {
             let destination = Arc::clone(&domain.destination);
             let via = via(&destination, false).unwrap_or(Via::Maildir);
-            let route = Route { destination, via, mailbox: None, timeouts };
+            let route = Route { destination, via, mailbox: None, unified: true, timeouts };
             routes.iter().position(|known| is_same(known, &route)).unwrap_or_else(|| {
                 routes.push(route);
                 routes.len() - 1
@@ -126,7 +126,7 @@ fn route(item: &WorkItem, timeouts: Timeouts) -> Result<Route, PollError> {
         ),
         scope: Scope::Local,
     })?;
-    Ok(Route { destination: Arc::clone(to), via, mailbox: item.mailbox.clone(), timeouts })
+    Ok(Route { destination: Arc::clone(to), via, mailbox: item.mailbox.clone(), unified: false, timeouts })
 }
 
 fn recipient(item: &WorkItem, route: &Route) -> Result<Recipient, PollError> {

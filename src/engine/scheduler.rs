@@ -21,6 +21,7 @@
 mod delays;
 mod entries;
 mod hosts;
+mod rest;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::domain::work::{RecordKey, Settings};
 pub use self::delays::{FIRST_LOCAL_DELAY, LONGEST_DELAY, LONGEST_LOGIN_DELAY, LONGEST_SPREAD};
 use self::entries::{Entry, State};
 use self::hosts::{Host, Trust};
+pub use self::rest::Rest;
 use super::report::Scope;
 
 /// A moment: milliseconds since 1970-01-01 UTC.
@@ -111,6 +113,8 @@ pub struct Past {
     pub not_before: Option<Moment>,
     /// Failures in a row.
     pub failures: u16,
+    /// Logins refused in a row.
+    pub refused: u16,
     /// Its host answered at the last poll.
     pub answered: bool,
     /// Whatever all that says: due now, not spread.
@@ -179,6 +183,8 @@ pub struct Scheduler {
     /// Sessions told to make room.
     yielding: u32,
     scheduled: u32,
+    /// The present or the next time in which nothing begins.
+    rest: Option<Rest>,
 }
 
 impl Scheduler {
@@ -203,6 +209,7 @@ impl Scheduler {
             limits: HashMap::new(),
             yielding: 0,
             scheduled: 0,
+            rest: None,
         }
     }
 
@@ -261,6 +268,7 @@ impl Scheduler {
             due: now,
             last_start: past.last_poll.unwrap_or_default(),
             failures: past.failures,
+            refused: past.refused,
             turns: 0,
             again: false,
             gone: false,
@@ -303,6 +311,9 @@ impl Scheduler {
 
     /// What to do at `now`. To be called until it says [`Step::Wait`].
     pub fn step(&mut self, now: Moment) -> Step {
+        if self.rest.is_some_and(|rest| rest.until <= now) {
+            self.rest(None, now);
+        }
         while let Some(&(until, host)) = self.failed.first()
             && until <= now
         {
@@ -317,6 +328,9 @@ impl Scheduler {
         {
             self.timed.pop_first();
             self.enqueue(id);
+        }
+        if let Some(rest) = self.rest.filter(|rest| rest.holds(now)) {
+            return Step::Wait(Some(rest.until));
         }
         if let Some(id) = self.choose() {
             self.start(id, now);
@@ -393,12 +407,42 @@ impl Scheduler {
         self.next(id)
     }
 
+    /// In the place of [`Scheduler::finished`]: the poll did not take place,
+    /// since so many logins were `refused` before and the next one shall wait
+    /// `until` then. A change of the record that came meanwhile goes before.
+    pub fn hold(&mut self, id: Id, until: Moment, refused: u16, now: Moment) -> Option<Moment> {
+        let changed = self.entry(id.0)?.again;
+        let end = End { failure: Some((Code::Interrupted, Scope::Local)), login_delay: None };
+        let next = self.finished(id, end, now)?;
+        if changed {
+            return Some(next);
+        }
+        self.recall(id, refused);
+        let interval = self.entry(id.0)?.interval;
+        // A clock may have been wrong.
+        let longest = now.after(LONGEST_DELAY.max(Duration::from_millis(interval)));
+        self.rouse(id.0);
+        self.sleep(id.0, until.min(longest).max(now));
+        self.next(id)
+    }
+
+    /// So many logins were refused in a row before this run: the next that is
+    /// refused counts on from there.
+    pub fn recall(&mut self, id: Id, refused: u16) {
+        if let Some(entry) = self.entry_mut(id.0) {
+            entry.refused = entry.refused.max(refused);
+        }
+    }
+
     /// When a record is polled next: `None` while it is polled, or never.
     pub fn next(&self, id: Id) -> Option<Moment> {
         let entry = self.entry(id.0)?;
         let until = self.hosts.get(entry.host as usize)?.as_ref()?.until;
         match entry.state {
-            State::Idle | State::Queued => Some(until.map_or(entry.due, |until| until.max(entry.due))),
+            State::Idle | State::Queued => {
+                let due = until.map_or(entry.due, |until| until.max(entry.due));
+                Some(self.rest.filter(|rest| rest.holds(due)).map_or(due, |rest| rest.until))
+            }
             State::Off | State::Polling { .. } => None,
         }
     }
@@ -441,7 +485,7 @@ impl Scheduler {
         };
         for host in self.hosts.iter().flatten() {
             let queued = index(host.queue.len());
-            if host.until.is_none() {
+            if host.until.is_none() && !self.is_resting(now) {
                 figures.overdue += queued;
                 let oldest = host.queue.iter().filter_map(|id| self.entry(*id)).map(|entry| entry.due).min();
                 figures.lag = figures.lag.max(oldest.map_or(Duration::ZERO, |due| now.since(due)));

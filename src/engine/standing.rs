@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::ports::{Refusal, Verdict, Via};
+use super::refusals::{is_by_account, is_cut_off, is_for_another_turn, is_our_own};
 use super::report::PollError;
 use super::route::{Lanes, MAIN};
 use crate::domain::envelope::{Mailbox, Notify, Recipient};
@@ -23,6 +24,12 @@ use crate::message::{Addressees, Refused};
 
 /// Maildirs that one retrieval fills: each has an open file until its end.
 const MOST_MAILDIRS: usize = 64;
+/// Connections that one message may lose amid its recipients in one poll:
+/// servers put up with so many unknown ones on each.
+const MOST_CUT_OFF: u8 = 5;
+/// Tries after which a sender is told of those who were refused, although
+/// others are still put off: about two hours after the first.
+const MOST_HELD: u16 = 5;
 
 /// What stands fast while recipients are looked at.
 #[derive(Clone, Copy)]
@@ -45,6 +52,11 @@ enum Way {
 
 impl Desk<'_> {
     fn way(&self, address: &Mailbox) -> Way {
+        // Whoever forges a header must not find a way out by a server of ours
+        // that reads a further address out of this.
+        if !self.unified.relay_foreign && address.is_routed() {
+            return Way::Foreign;
+        }
         match self.unified.place_of(address.domain()) {
             Some(place) => Way::Lane(self.lanes.of_place(place)),
             None if !self.unified.relay_foreign || self.unified.special == Special::Addressees => {
@@ -68,7 +80,18 @@ impl Desk<'_> {
             (Special::Addressees, Via::Smtp) => Notify::Never,
             _ => Notify::Unsaid,
         };
-        sent.iter().map(|to| Recipient { address: to.address.clone(), notify }).collect()
+        let address = |to: &Sent| match self.lanes.via(lane) {
+            // Folders know nothing of aliases.
+            Via::Maildir => self.by_own_name(&to.address),
+            Via::Smtp | Via::Lmtp => to.address.clone(),
+        };
+        sent.iter().map(|to| Recipient { address: address(to), notify }).collect()
+    }
+
+    fn by_own_name(&self, address: &Mailbox) -> Mailbox {
+        let owner = self.unified.owner_of(address.domain());
+        let named = owner.and_then(|owner| Mailbox::parse(&format!("{}@{owner}", address.local())).ok());
+        named.unwrap_or_else(|| address.clone())
     }
 }
 
@@ -132,8 +155,16 @@ pub(super) struct Standing {
     later: Vec<u64>,
     /// Refused for good, of which nobody was told yet.
     refused: Vec<(u64, Refused)>,
-    /// The first refusal of what the message holds (`*`).
+    /// The lane that refused the latest of them.
+    refuser: Option<usize>,
+    /// Accounts that exist, and did not take what the message holds (`*`).
+    unwilling: Vec<u64>,
+    /// The first refusal of these.
     spurned: Option<Refusal>,
+    /// Owed, and neither in the header nor, by now, in a domain of ours.
+    strays: Vec<u64>,
+    /// How often a connection ended amid its recipients.
+    cut_off: u8,
     /// The first refusal that is about neither the recipients nor the content.
     turned_away: Option<Refusal>,
     /// An answer was lost.
@@ -165,8 +196,12 @@ pub(super) struct Standing {
 impl Standing {
     /// Of a message that the ledger knows so.
     pub(super) fn of(prior: Option<&Entry>) -> Self {
-        let Some(State::Owed { attempts, to, reached, reason, .. }) = prior.map(|entry| &entry.state) else {
-            return Self::default();
+        let (attempts, to, reached, reason) = match prior.map(|entry| &entry.state) {
+            Some(State::Owed { attempts, to, reached, reason, .. }) => (attempts, to, reached, reason),
+            Some(State::Quarantined { attempts, .. }) => {
+                return Self { attempts: *attempts, ..Self::default() };
+            }
+            _ => return Self::default(),
         };
         Self {
             to: Some(to.iter().map(|hash| Pending { hash: *hash, lane: None }).collect()),
@@ -192,7 +227,9 @@ impl Standing {
         }
         let wanted: Option<HashSet<u64>> =
             wanted.map(|wanted| wanted.iter().map(|pending| pending.hash).collect());
+        let mut strays = wanted.clone().unwrap_or_default();
         let mut seen = HashSet::new();
+        let mut accounts = HashSet::new();
         let mut pending = Vec::new();
         for address in found.into_iter().flat_map(|found| &found.found) {
             let hash = desk.keys.recipient(address);
@@ -200,14 +237,27 @@ impl Standing {
             if !counts || !seen.insert(hash) {
                 continue;
             }
+            // One message for one account, by the first of its addresses. The
+            // ledger names only these.
+            let account = desk.unified.account_of(address).filter(|_| wanted.is_none());
+            if account.is_some_and(|account| !accounts.insert(account)) {
+                continue;
+            }
             match desk.way(address) {
                 Way::Lane(lane) if desk.is_away(lane) => self.later.push(hash),
                 Way::Lane(lane) => pending.push((lane, Sent { hash, address: address.clone() })),
                 Way::Unqueued => self.refused.push((hash, unqueued(address))),
-                Way::Foreign => {}
+                Way::Foreign => continue,
             }
+            strays.remove(&hash);
         }
+        self.strays.extend(strays);
         let Some(lane) = pending.first().map(|(lane, _)| *lane) else {
+            if !self.strays.is_empty() && self.refused.is_empty() {
+                return Aim::Postmaster(
+                    "whom it is owed to is not in its header, or in no domain of ours now",
+                );
+            }
             let nobody = self.later.is_empty() && self.refused.is_empty();
             return if nobody && !self.reached && !self.told {
                 Aim::Postmaster(if found.is_none_or(|found| found.fields == 0) {
@@ -240,16 +290,21 @@ impl Standing {
 
     /// Takes the destination's word on those whom it was asked for.
     pub(super) fn hear(&mut self, desk: &Desk<'_>, lane: usize, sent: Vec<Sent>, verdicts: Vec<Verdict>) {
-        let accepted = verdicts.contains(&Verdict::Accepted);
+        // Each turn settles somebody, or it is the last.
+        let mut goes_on = !verdicts.iter().all(is_for_another_turn);
+        if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Deferred(refusal) if is_cut_off(refusal)))
+        {
+            self.cut_off = self.cut_off.saturating_add(1);
+            goes_on &= self.cut_off < MOST_CUT_OFF;
+        }
         let mut verdicts = verdicts.into_iter();
         for to in sent {
             match verdicts.next() {
                 Some(Verdict::Accepted) => (self.reached, self.settled) = (true, true),
-                Some(Verdict::Refused(refusal)) => self.refuse(desk, lane, to, refusal),
-                // RFC 5321, section 4.5.3.1.10: so many in one transaction.
-                Some(Verdict::Deferred(refusal)) if accepted && is_for_number(&refusal) => {
+                Some(verdict) if goes_on && is_for_another_turn(&verdict) => {
                     self.to.get_or_insert_default().push(Pending { hash: to.hash, lane: Some(lane) });
                 }
+                Some(Verdict::Refused(refusal)) => self.refuse(desk, lane, to, refusal),
                 Some(Verdict::Deferred(refusal)) => {
                     self.deferred = true;
                     self.owe(to.hash, || format!("refused for now: {refusal}"));
@@ -279,13 +334,45 @@ impl Standing {
         }
         if let Special::Header(_) = desk.unified.special {
             let text = String::from_utf8_lossy(&refusal.text).into_owned();
-            let by = desk.lanes.host(lane);
+            let by = desk.lanes.host(lane).filter(|_| !is_our_own(&refusal));
+            self.refuser = Some(lane);
             self.refused.push((to.hash, Refused { address: to.address, code: refusal.code, text, by }));
             return;
         }
         self.settled = true;
-        if refusal.at != "RCPT" {
-            self.spurned.get_or_insert(refusal);
+        if refusal.at == "RCPT" && !is_by_account(&refusal) {
+            return;
+        }
+        self.unwilling.push(to.hash);
+        if !self.tried {
+            self.why = Some(refusal.to_string());
+        }
+        self.tried = true;
+        self.spurned.get_or_insert(refusal);
+    }
+
+    /// Gives up those who did not take what others did (`onReject: Discard`).
+    pub(super) fn discard_unwilling(&mut self) {
+        if self.reached {
+            self.unwilling.clear();
+        }
+    }
+
+    /// Whether it is owed to somebody whom nobody can name.
+    pub(super) fn has_strays(&self) -> bool {
+        !self.strays.is_empty()
+    }
+
+    /// The postmaster has it in their stead.
+    pub(super) fn give_strays_up(&mut self) {
+        self.strays.clear();
+        (self.reached, self.settled) = (true, true);
+    }
+
+    /// The postmaster cannot have it now: it stays owed to them.
+    pub(super) fn keep_strays(&mut self, why: &str) {
+        for hash in std::mem::take(&mut self.strays) {
+            self.owe(hash, || why.to_owned());
         }
     }
 
@@ -331,6 +418,22 @@ impl Standing {
         self.refused.iter().map(|(_, refused)| refused.clone()).collect()
     }
 
+    /// The lane that refused the latest of them.
+    pub(super) fn refuser(&self) -> Option<usize> {
+        self.refuser
+    }
+
+    /// Whether the sender is better told of them later: with those who are put
+    /// off now, and may be refused as well. One notification a message.
+    pub(super) fn holds_back(&self) -> bool {
+        self.deferred && self.attempts < MOST_HELD
+    }
+
+    /// Whether others than those who were refused are still to get it.
+    pub(super) fn is_pending(&self) -> bool {
+        !self.later.is_empty() || !self.strays.is_empty()
+    }
+
     /// How many these are.
     pub(super) fn refused_count(&self) -> usize {
         self.refused.len()
@@ -373,7 +476,10 @@ impl Standing {
         if !self.refused.is_empty() {
             return Next::Notify;
         }
-        if !self.later.is_empty() {
+        if !self.strays.is_empty() {
+            return Next::Postmaster;
+        }
+        if !self.later.is_empty() || (self.reached && !self.unwilling.is_empty()) {
             return match (&self.uncertain, &self.turned_away) {
                 _ if self.settled => Next::Owe,
                 (Some(message), _) => Next::Uncertain(Arc::clone(message)),
@@ -393,7 +499,8 @@ impl Standing {
     fn owed(&self) -> Option<Box<[u64]>> {
         let to = self.to.iter().flatten().map(|pending| pending.hash);
         let refused = self.refused.iter().map(|(hash, _)| *hash);
-        let mut all: Vec<u64> = to.chain(self.later.iter().copied()).chain(refused).collect();
+        let rest = [&self.later, &self.unwilling, &self.strays].into_iter().flatten().copied();
+        let mut all: Vec<u64> = to.chain(rest).chain(refused).collect();
         all.sort_unstable();
         all.dedup();
         (self.settled && !all.is_empty()).then(|| all.into())
@@ -413,11 +520,12 @@ impl Standing {
             return self.state(self.attempts.max(1), now, self.why());
         }
         let attempts = self.attempts.saturating_add(1);
-        let wait = match attempts {
-            0 | 1 => 0,
-            more => (900_i64 << u32::from(more - 2).min(7)).min(86_400),
-        };
-        self.state(attempts, now + wait, self.why())
+        self.state(attempts, now + wait(attempts, self.reached), self.why())
+    }
+
+    /// Likewise where nothing is settled, and it was tried in vain.
+    pub(super) fn at_last_to_all(&self, now: i64) -> Option<State> {
+        Self { settled: true, ..self.clone() }.at_last(now)
     }
 
     fn state(&self, attempts: u16, next_try: i64, why: &str) -> Option<State> {
@@ -426,18 +534,21 @@ impl Standing {
         self.owed().map(|to| State::Owed { attempts, next_try, reason, to, reached })
     }
 
-    /// Owed, since the message cannot be had: tried in vain.
-    pub(super) fn set_aside(&mut self, why: &str) {
+    /// What the ledger is to say of one that is set aside: tried in vain, and
+    /// still owed to the others where somebody has it or was told.
+    pub(super) fn set_aside(&mut self, now: i64, was_owed: bool, why: &str) -> Option<State> {
         (self.tried, self.why) = (true, Some(why.to_owned()));
+        self.at_last(now).filter(|_| was_owed || self.reached || self.told)
     }
 }
 
-/// Whether a recipient was refused only for being one too many.
-fn is_for_number(refusal: &Refusal) -> bool {
-    let text = refusal.text.to_ascii_lowercase();
-    refusal.code == 452
-        && refusal.at == "RCPT"
-        && (text.starts_with(b"4.5.3") || memchr::memmem::find(&text, b"too many recipients").is_some())
+/// Seconds until the next of so many tries and one: at most a day, or an hour
+/// where nobody has the message.
+pub(super) fn wait(attempts: u16, reached: bool) -> i64 {
+    match attempts {
+        0 | 1 => 0,
+        more => (900_i64 << u32::from(more - 2).min(7)).min(if reached { 86_400 } else { 3600 }),
+    }
 }
 
 fn unqueued(address: &Mailbox) -> Refused {

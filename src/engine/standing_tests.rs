@@ -54,6 +54,7 @@ fn world(special: Special, vias: [Via; 3]) -> World {
             .zip(&destinations)
             .map(|(name, destination)| LocalDomains {
                 names: vec![(*name).into()],
+                owners: Vec::new(),
                 destination: Arc::clone(destination),
             })
             .collect(),
@@ -63,6 +64,7 @@ fn world(special: Special, vias: [Via; 3]) -> World {
         destination: Arc::clone(&destinations[0]),
         via: vias[0],
         mailbox: None,
+        unified: true,
         timeouts: Timeouts::default(),
     };
     let lanes = Lanes::of(main, Some(&unified));
@@ -164,6 +166,74 @@ fn only_addresses_of_our_domains_count_unless_foreign_ones_are_relayed() {
     assert_eq!(standing.address(&world.desk(), Some(&found(&to[..1])), false), Aim::Nobody);
     assert_eq!(standing.next(&world.unified.special), Next::Notify);
     assert_eq!(standing.refused()[0].address.as_str(), to[0]);
+}
+
+/// Postfix makes `evil@elsewhere.test` of each of these, and sends the mail
+/// there for us, whom it trusts.
+#[test]
+fn addresses_of_ours_that_lead_elsewhere_do_not_count_unless_foreign_ones_do() {
+    let routed =
+        ["evil%elsewhere.test@a.test", "elsewhere.test!evil@a.test", "\"evil@elsewhere.test\"@a.test"];
+    for mut world in [header(), addressees()] {
+        let aim = Standing::default().address(&world.desk(), Some(&found(&routed)), false);
+        assert!(matches!(aim, Aim::Postmaster(_)), "{aim:?}");
+        let to = [&routed[..], &["al@a.test"]].concat();
+        let mut standing = Standing::default();
+        let (asked, next) = world.turn(&mut standing, &to, &["250"]);
+        assert_eq!((asked, next), (vec!["al@a.test".to_owned()], Next::Settle));
+        world.unified.relay_foreign = true;
+        let aim = Standing::default().address(&world.desk(), Some(&found(&routed)), false);
+        assert!(matches!(&aim, Aim::Recipients(0, sent) if sent.len() == 3), "{aim:?}");
+    }
+}
+
+/// With the alias `z.test` of `a.test`.
+fn with_alias(mut world: World) -> World {
+    let place = &mut world.unified.domains[0];
+    (place.names, place.owners) = (vec!["a.test".into(), "z.test".into()], vec![0, 0]);
+    world
+}
+
+#[test]
+fn an_account_gets_one_message_by_the_first_of_its_addresses() {
+    for world in [with_alias(header()), with_alias(addressees())] {
+        let to =
+            ["Al@Z.test", "al@a.test", "AL@z.test", "bo@a.test", "al+tag@a.test", "al@b.test", "bo@z.test"];
+        let mut standing = Standing::default();
+        let (asked, next) = world.turn(&mut standing, &to, &["250", "450", "250"]);
+        assert_eq!(
+            (asked, next),
+            (vec!["Al@Z.test".into(), "bo@a.test".into(), "al+tag@a.test".into()], Next::Again)
+        );
+        let (asked, next) = world.turn(&mut standing, &to, &["250"]);
+        assert_eq!((asked, next), (vec!["al@b.test".to_owned()], Next::Owe));
+        // Later, too, and by the address that the ledger names.
+        let state = standing.at_last(NOW).unwrap();
+        let entry = Entry { state, day: 0, size: 1, message_id: 0, digest: 0 };
+        let mut standing = Standing::of(Some(&entry));
+        let (asked, next) = world.turn(&mut standing, &to, &["250"]);
+        assert_eq!((asked, next), (vec!["bo@a.test".to_owned()], Next::Settle));
+    }
+    // Of other domains only they know which are one.
+    let mut world = header();
+    world.unified.relay_foreign = true;
+    let aim = Standing::default().address(&world.desk(), Some(&found(&["x@f.test", "X@f.test"])), false);
+    assert!(matches!(&aim, Aim::Recipients(0, sent) if sent.len() == 2), "{aim:?}");
+}
+
+/// Aliases have no folders of their own.
+#[test]
+fn a_maildir_is_that_of_the_domains_own_name() {
+    let mut world =
+        with_alias(world(Special::Header("X-Real-To".into()), [Via::Maildir, Via::Smtp, Via::Smtp]));
+    let sent = |world: &World, to: &str| {
+        let aim = Standing::default().address(&world.desk(), Some(&found(&[to])), false);
+        let Aim::Recipients(lane, sent) = aim else { panic!("{aim:?}") };
+        world.desk().recipients(lane, &sent)[0].address.to_string()
+    };
+    assert_eq!(sent(&world, "Al@z.test"), "Al@a.test");
+    world = with_alias(header());
+    assert_eq!(sent(&world, "Al@z.test"), "Al@z.test", "a server knows its aliases");
 }
 
 #[test]
@@ -304,7 +374,15 @@ fn with_a_star_unknown_ones_are_passed_over() {
     assert_eq!(next(&["550", "550"]), Next::Postmaster);
     assert_eq!(next(&["550", "450"]), Next::Owe);
     assert_eq!(next(&["450", "450"]), Next::Wait);
-    assert_eq!(next(&["250", "554 ."]), Next::Settle);
+    // An account that exists is not passed over: it is full, or dislikes what
+    // others took.
+    for reply in ["554 .", "552 . 5.2.2 full", "552 RCPT 5.2.2 full", "550 RCPT 5.2.1 closed"] {
+        let mut standing = Standing::default();
+        assert_eq!(world.turn(&mut standing, &to, &["250", reply]).1, Next::Owe, "{reply}");
+        assert_eq!(owed(standing.at_last(NOW)), (1, 0, vec![world.hash("2@a.test")], true), "{reply}");
+        standing.discard_unwilling();
+        assert_eq!(standing.next(&world.unified.special), Next::Settle, "onReject: Discard");
+    }
     // A word on the content, and nobody has it: as for any other record.
     assert!(matches!(next(&["554 .", "554 ."]), Next::Reject(_, true)));
     assert!(matches!(next(&["550", "554 ."]), Next::Reject(_, true)));
@@ -351,6 +429,15 @@ fn too_many_recipients_at_a_time_are_served_in_several_turns() {
     assert_eq!(world.turn(&mut standing, &to, &["250", full, full]).1, Next::Again);
     assert_eq!(world.turn(&mut standing, &to, &["250", full]).0, ["2@a.test", "3@a.test"]);
     assert_eq!(world.turn(&mut standing, &to, &[full]).1, Next::Owe, "one is never too many");
+    // RFC 821's code for it; a full mailbox has it as well.
+    for full in ["552 RCPT Too many recipients", "552 RCPT 5.5.3 too many", "552 RCPT"] {
+        for world in [header(), addressees()] {
+            let mut standing = Standing::default();
+            assert_eq!(world.turn(&mut standing, &to, &["250", full, full]).1, Next::Again, "{full}");
+            assert_eq!(world.turn(&mut standing, &to, &["250", full]).0, ["2@a.test", "3@a.test"]);
+            assert_eq!(world.turn(&mut standing, &to, &["250"]).1, Next::Settle);
+        }
+    }
     // And a Maildir's files are not all open at once.
     let world = self::world(Special::Addressees, [Via::Maildir; 3]);
     let to: Vec<String> = (0..100).map(|at| format!("{at}@a.test")).collect();
@@ -361,20 +448,87 @@ fn too_many_recipients_at_a_time_are_served_in_several_turns() {
 }
 
 #[test]
-fn who_is_owed_and_gone_from_the_header_is_settled() {
+fn a_connection_that_ends_amid_the_recipients_has_asked_for_some_of_them() {
+    let cut = "421 RCPT 4.4.2";
+    let to: Vec<String> = (0..40).map(|at| format!("{at}@a.test")).collect();
+    let to: Vec<&str> = to.iter().map(String::as_str).collect();
+    for world in [header(), addressees()] {
+        let mut standing = Standing::default();
+        let mut replies = vec!["550"; 20];
+        replies.extend([cut; 20]);
+        assert_eq!(world.turn(&mut standing, &to, &replies).1, Next::Again);
+        assert_eq!(world.turn(&mut standing, &to, &replies[19..39]).0, to[20..]);
+        let (asked, _) = world.turn(&mut standing, &to, &["250"; 19]);
+        assert_eq!(asked, to[21..]);
+        // Not for ever in one poll, and not where nobody at all was heard of.
+        let mut standing = Standing::default();
+        for _ in 1..MOST_CUT_OFF {
+            assert_eq!(world.turn(&mut standing, &to, &[&["550"], &[cut; 39][..]].concat()).1, Next::Again);
+        }
+        world.turn(&mut standing, &to, &[&["550"], &[cut; 39][..]].concat());
+        assert!(standing.deferred && !standing.later.is_empty());
+        let mut standing = Standing::default();
+        assert_eq!(world.turn(&mut standing, &to, &[cut; 40]).1, Next::Wait);
+    }
+}
+
+#[test]
+fn the_sender_is_told_once_where_others_may_be_refused_yet() {
+    let world = header();
+    let to = ["1@a.test", "2@a.test"];
+    let mut standing = Standing::default();
+    assert_eq!(world.turn(&mut standing, &to, &["550", "450"]).1, Next::Notify);
+    assert!(standing.holds_back() && standing.is_pending());
+    // Not for ever.
+    standing.attempts = MOST_HELD;
+    assert!(!standing.holds_back());
+    // Nor for a destination that is away.
+    let mut standing = Standing::default();
+    assert_eq!(world.turn(&mut standing, &["1@a.test", "2@b.test"], &["550"]).1, Next::Again);
+    standing.put_off(|lane| lane == 1);
+    assert_eq!(standing.next(&world.unified.special), Next::Notify);
+    assert!(!standing.holds_back() && standing.is_pending());
+}
+
+#[test]
+fn who_is_owed_and_gone_from_the_header_is_the_postmasters() {
     let world = header();
     let mut first = Standing::default();
     world.turn(&mut first, &["1@a.test", "2@a.test"], &["250", "450"]);
     let entry = Entry { state: first.at_last(NOW).unwrap(), day: 0, size: 1, message_id: 0, digest: 0 };
     let mut standing = Standing::of(Some(&entry));
     let aim = standing.address(&world.desk(), Some(&found(&["1@a.test", "3@a.test"])), false);
-    assert_eq!(aim, Aim::Nobody);
+    assert!(matches!(aim, Aim::Postmaster(_)), "{aim:?}");
+    assert_eq!(owed(standing.interim(NOW)).2, [world.hash("2@a.test")], "until he has it");
+    let mut kept = standing.clone();
+    kept.keep_strays("later");
+    assert_eq!(kept.next(&world.unified.special), Next::Owe);
+    assert_eq!(owed(kept.at_last(NOW)).2, [world.hash("2@a.test")]);
+    standing.give_strays_up();
     assert_eq!(standing.next(&world.unified.special), Next::Settle);
+
+    // The others get theirs first.
+    let mut first = Standing::default();
+    world.turn(&mut first, &["1@a.test", "2@a.test", "3@a.test"], &["250", "450", "450"]);
+    let entry = Entry { state: first.at_last(NOW).unwrap(), day: 0, size: 1, message_id: 0, digest: 0 };
+    let mut standing = Standing::of(Some(&entry));
+    let (asked, next) = world.turn(&mut standing, &["3@a.test"], &["250"]);
+    assert_eq!((asked, next), (vec!["3@a.test".into()], Next::Postmaster));
+    assert_eq!(owed(standing.interim(NOW)).2, [world.hash("2@a.test")]);
 }
 
 /// What a destination says of one recipient at one attempt.
-const REPLIES: [&str; 7] =
-    ["250", "450", "550", "554 .", "550 MAIL", "999", "452 RCPT 4.5.3 too many recipients"];
+const REPLIES: [&str; 9] = [
+    "250",
+    "450",
+    "550",
+    "554 .",
+    "550 MAIL",
+    "999",
+    "452 RCPT 4.5.3 too many recipients",
+    "552 RCPT too many recipients",
+    "421 RCPT",
+];
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
@@ -471,7 +625,8 @@ proptest! {
                 let word = last.get(&world.hash(address)).copied();
                 let done = match word {
                     Some("250") => true,
-                    Some("550" | "554 .") => star || told.contains(&world.hash(address)),
+                    Some("550") => star || told.contains(&world.hash(address)),
+                    Some("554 ." | "552 RCPT too many recipients") => told.contains(&world.hash(address)),
                     _ => false,
                 };
                 prop_assert!(done, "{address} heard {word:?}");

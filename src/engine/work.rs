@@ -25,6 +25,8 @@ pub(super) struct Work {
     pub(super) pruning: Vec<Change>,
     /// Sorted hashes of Message-IDs that count as known.
     pub(super) known: Vec<u64>,
+    /// See [`super::transfer::Context::moved`].
+    pub(super) moved: HashMap<u64, Vec<(u64, Entry)>>,
     /// Tells messages of one UID apart.
     pub(super) twins: HashMap<u64, Twins>,
     /// The server has no UIDL.
@@ -55,8 +57,15 @@ impl Work {
         tally: &mut Tally,
     ) {
         tally.counters.listed = tally.counters.listed.max(findings.listed);
-        tally.counters.in_quarantine = findings.waiting;
+        tally.counters.in_quarantine = findings.waiting - findings.owed;
+        if !std::mem::replace(&mut tally.surveyed, true) {
+            // A later session of the poll also finds what this poll deferred.
+            tally.counters.waiting += findings.owed;
+        }
         self.known = findings.vanished_ids;
+        for (hash, entry) in findings.vanished_owed {
+            self.moved.entry(entry.message_id).or_default().push((hash, entry));
+        }
         self.pruning = findings.pruning;
         for deletion in findings.delete {
             match deletion.change() {
@@ -143,10 +152,25 @@ impl Work {
                 self.refuse_large(fetch, limit, item, tally, observer, now);
             }
         }
-        if let Some(budget) = plan.budget {
-            self.queue.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
-            plan.budget = Some(budget.saturating_sub(self.queue.len() as u64));
+        let budget = plan.budget.map_or(usize::MAX, |budget| usize::try_from(budget).unwrap_or(usize::MAX));
+        if item.unified.is_some() {
+            self.put_new_first(budget);
         }
+        if let Some(budget) = &mut plan.budget {
+            self.queue.truncate(usize::try_from(*budget).unwrap_or(usize::MAX));
+            *budget = budget.saturating_sub(self.queue.len() as u64);
+        }
+    }
+
+    /// One account that takes no mail for now must not hold up that of all the
+    /// others: what was tried before comes behind what is new, and gets a fifth
+    /// of a session that cannot take all.
+    fn put_new_first(&mut self, budget: usize) {
+        self.queue.sort_by_key(|fetch| fetch.prior.is_some());
+        let new = self.queue.partition_point(|fetch| fetch.prior.is_none());
+        let for_old = (self.queue.len() - new).min(budget / 5);
+        let kept = new.min(budget - for_old);
+        self.queue.drain(kept..new);
     }
 
     fn refuse_large(

@@ -364,6 +364,12 @@ impl Desk {
                 let code = Code::parse(&now.code).unwrap_or(Code::Internal);
                 self.events.tell(happening(true, code.as_str(), now.message.to_string()));
             }
+            // Ever more seldom, as the logins themselves.
+            (Some(_), Some(now))
+                if view.refused().0 > told.refused().0.max(1) && *now.code == *Code::AuthFailed.as_str() =>
+            {
+                self.events.tell(happening(true, Code::AuthFailed.as_str(), view.refused().1.to_owned()));
+            }
             (Some(before), None) => {
                 let note =
                     format!("polls succeed again, after {} that failed with {}", before.count, before.code);

@@ -3,9 +3,12 @@
 //!
 //! A message counts as accepted when its octets and its name are on disk. To
 //! wait for the disk once a message would make it slow, so messages of all
-//! polls that deliver below one path are committed together: whatever has come
-//! while one batch was being written is the next batch.
+//! polls that deliver below one path are written together: whatever has come
+//! while one batch was being written is the next batch. Messages are prepared
+//! ahead in `tmp`, where nobody sees them, and delivered as far as their polls
+//! give leave.
 
+mod accounts;
 mod batch;
 mod path;
 mod sweep;
@@ -14,19 +17,17 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use self::batch::{Draft, Failure, Letter, Postmark};
+use self::accounts::Found;
+use self::batch::{Draft, Failure, Letter, Parcel, Postmark};
 use self::path::folder;
 use self::sweep::Sweeper;
 use crate::domain::code::Code;
 use crate::domain::envelope::{Envelope, Mailbox};
 use crate::domain::wire::Piece;
-use crate::engine::ports::{
-    Content, Courier, Job, MailSink, Outcome, Part, Refusal, Route, Undelivered, Verdict,
-};
+use crate::engine::ports::{Content, Courier, Job, MailSink, Outcome, Part, Route, Undelivered, Verdict};
 
 /// Jobs that a courier's channel holds.
 const JOBS: usize = 64;
@@ -35,6 +36,8 @@ const BATCH: usize = 256;
 /// Batches on their way at a time: one is written while the other waits for
 /// the disk.
 const BATCHES: usize = 2;
+/// Messages of a poll that are prepared ahead.
+const AHEAD: usize = 256;
 /// KiB of messages that wait or are being written, all polls together.
 const MEMORY: u32 = 8 * 1024;
 /// Octets of a stream that are written at a time.
@@ -45,7 +48,7 @@ const CHUNK: usize = 256 * 1024;
 pub struct MaildirSink {
     postmark: Arc<Postmark>,
     /// The way to the writer of each configured path.
-    writers: Mutex<HashMap<Arc<str>, mpsc::Sender<Letter>>>,
+    writers: Mutex<HashMap<Arc<str>, Writer>>,
     memory: Arc<Semaphore>,
     sweeper: Arc<Sweeper>,
 }
@@ -61,13 +64,16 @@ impl MaildirSink {
         }
     }
 
-    fn writer(&self, template: &Arc<str>) -> mpsc::Sender<Letter> {
+    fn writer(&self, template: &Arc<str>) -> Writer {
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        writers.retain(|_, writer| !writer.is_closed());
+        writers.retain(|_, writer| !writer.letters.is_closed() && !writer.parcels.is_closed());
         let open = || {
             let (letters, incoming) = mpsc::channel(BATCH);
-            tokio::spawn(write(incoming, Arc::clone(&self.postmark)));
-            letters
+            let postmark = Arc::clone(&self.postmark);
+            tokio::spawn(in_batches(incoming, BATCHES, move |batch| batch::prepare(batch, &postmark)));
+            let (parcels, incoming) = mpsc::channel(BATCH);
+            tokio::spawn(in_batches(incoming, 1, batch::deliver));
+            Writer { letters, parcels }
         };
         writers.entry(Arc::clone(template)).or_insert_with(open).clone()
     }
@@ -83,6 +89,7 @@ impl MailSink for MaildirSink {
         let post = Post {
             template: template.unwrap_or_else(|| "".into()),
             mailbox: route.mailbox.clone(),
+            unified: route.unified,
             writer,
             outcomes: outgoing,
             postmark: Arc::clone(&self.postmark),
@@ -92,6 +99,34 @@ impl MailSink for MaildirSink {
         tokio::spawn(post.run(incoming));
         Courier { jobs, outcomes }
     }
+
+    fn ahead(&self, _: &Route) -> usize {
+        AHEAD
+    }
+}
+
+/// The way to what writes below one path.
+#[derive(Clone, Debug)]
+struct Writer {
+    letters: mpsc::Sender<Letter>,
+    parcels: mpsc::Sender<Parcel>,
+}
+
+impl Writer {
+    /// Delivers what is prepared, once there is leave to.
+    async fn deliver(
+        &self,
+        prepared: oneshot::Receiver<Result<Vec<Draft>, Failure>>,
+        leave: Option<oneshot::Receiver<()>>,
+    ) -> Result<(), Failure> {
+        let drafts = prepared.await.unwrap_or(Err(Failure::Ended))?;
+        if let Some(leave) = leave {
+            leave.await.map_err(|_| Failure::Aborted)?;
+        }
+        let (report, reported) = oneshot::channel();
+        self.parcels.send(Parcel { drafts, report }).await.map_err(|_| Failure::Ended)?;
+        reported.await.unwrap_or(Err(Failure::Ended))
+    }
 }
 
 /// One poll's way into its folders.
@@ -99,7 +134,8 @@ impl MailSink for MaildirSink {
 struct Post {
     template: Arc<str>,
     mailbox: Option<Arc<str>>,
-    writer: Option<mpsc::Sender<Letter>>,
+    unified: bool,
+    writer: Option<Writer>,
     outcomes: mpsc::UnboundedSender<Outcome>,
     postmark: Arc<Postmark>,
     memory: Arc<Semaphore>,
@@ -126,15 +162,27 @@ impl Post {
     }
 
     async fn take(&self, job: Job, tasks: &mut JoinSet<()>) {
-        let Job { id, envelope, content } = job;
-        let (mut folders, verdicts) = self.folders(&envelope).await;
+        let Job { id, envelope, content, leave } = job;
+        let Some(writer) = self.writer.clone() else {
+            // Before anybody is looked for: nobody is refused by it.
+            let failure = Failure::unavailable(Code::ConfigInvalid, "the domain has no Maildir path");
+            self.outcomes.send(Outcome { id, result: Err(failure.into_undelivered()) }).ok();
+            return;
+        };
+        let (mut folders, verdicts) = match self.folders(&envelope).await {
+            Ok(found) => found,
+            Err(failure) => {
+                self.outcomes.send(Outcome { id, result: Err(failure.into_undelivered()) }).ok();
+                return;
+            }
+        };
         folders.sort_unstable();
         folders.dedup();
         for folder in &folders {
             self.sweeper.visit(folder);
         }
         let nobody = folders.is_empty();
-        let (report, reported) = oneshot::channel();
+        let (prepared, drafts) = oneshot::channel();
         let outcomes = self.outcomes.clone();
         let answer = move |result: Result<(), Failure>| {
             let result = result.map(|()| verdicts).map_err(Failure::into_undelivered);
@@ -143,38 +191,35 @@ impl Post {
         if nobody {
             return answer(Ok(()));
         }
-        let Some(writer) = self.writer.clone() else {
-            return answer(Err(Failure::unavailable(Code::ConfigInvalid, "the domain has no Maildir path")));
-        };
         match content {
             Content::Whole(pieces) => {
                 let octets = pieces.iter().map(Piece::len).sum::<usize>();
                 let size = u32::try_from(octets / 1024 + 1).unwrap_or(MEMORY).min(MEMORY);
                 let memory = Arc::clone(&self.memory).acquire_many_owned(size).await.ok();
-                let letter = Letter { folders, body: batch::Body::Whole(pieces), report, memory };
-                if writer.send(letter).await.is_err() {
-                    return answer(Err(Failure::unavailable(Code::Internal, "the Maildir writer has ended")));
+                let letter = Letter { folders, body: batch::Body::Whole(pieces), prepared, memory };
+                if writer.letters.send(letter).await.is_err() {
+                    return answer(Err(Failure::Ended));
                 }
-                tasks.spawn(async move { answer(reported.await.unwrap_or(Err(Failure::Ended))) });
+                tasks.spawn(async move { answer(writer.deliver(drafts, leave).await) });
             }
             Content::Stream(parts) => {
                 let postmark = Arc::clone(&self.postmark);
                 tasks.spawn(async move {
-                    let drafts = match stream(parts, folders, postmark).await {
-                        Ok(Some(drafts)) => drafts,
+                    let written = match stream(parts, folders, postmark).await {
+                        Ok(Some(written)) => written,
                         Ok(None) => return answer(Err(Failure::Aborted)),
                         Err(failure) => return answer(Err(failure)),
                     };
                     let letter = Letter {
                         folders: Vec::new(),
-                        body: batch::Body::Written(drafts),
-                        report,
+                        body: batch::Body::Written(written),
+                        prepared,
                         memory: None,
                     };
-                    if writer.send(letter).await.is_err() {
+                    if writer.letters.send(letter).await.is_err() {
                         return answer(Err(Failure::Ended));
                     }
-                    answer(reported.await.unwrap_or(Err(Failure::Ended)));
+                    answer(writer.deliver(drafts, leave).await);
                 });
             }
         }
@@ -182,44 +227,28 @@ impl Post {
 }
 
 impl Post {
-    /// The folders that get a message, and what is said to each recipient. Who
-    /// was found in a message has a Maildir, or is none of ours: a header must
-    /// not make folders.
-    async fn folders(&self, envelope: &Envelope) -> (Vec<PathBuf>, Vec<Verdict>) {
-        let place = |to: &Mailbox| folder(&self.template, to, self.mailbox.as_deref());
-        let wanted: Vec<_> = envelope.recipients.iter().map(|to| place(&to.address)).collect();
-        let all = wanted.len();
-        if !envelope.await_recipients {
-            return (wanted, vec![Verdict::Accepted; all]);
+    /// The folders that get a message, and what is said to each recipient.
+    async fn folders(&self, envelope: &Envelope) -> Result<(Vec<PathBuf>, Vec<Verdict>), Failure> {
+        let recipients = envelope.recipients.iter().map(|to| &to.address);
+        if !self.unified {
+            let wanted: Vec<_> =
+                recipients.map(|to| folder(&self.template, to, self.mailbox.as_deref())).collect();
+            let verdicts = vec![Verdict::Accepted; wanted.len()];
+            return Ok((wanted, verdicts));
         }
-        let bases: Vec<_> =
-            envelope.recipients.iter().map(|to| base(&to.address).map(|to| place(&to))).collect();
-        let look = move || {
-            let there = |folder: &PathBuf| folder.join("new").is_dir() || folder.join("cur").is_dir();
-            let found = |(folder, base): (PathBuf, Option<PathBuf>)| {
-                [Some(folder), base].into_iter().flatten().find(there)
-            };
-            wanted.into_iter().zip(bases).map(found).collect()
-        };
-        let found: Vec<Option<PathBuf>> =
-            tokio::task::spawn_blocking(look).await.unwrap_or_else(|_| vec![None; all]);
-        let verdicts = found.iter().map(|found| match found {
-            Some(_) => Verdict::Accepted,
-            None => Verdict::Refused(Refusal {
-                code: 550,
-                text: Bytes::from_static(b"5.1.1 there is no Maildir of that name"),
-                at: "RCPT",
-            }),
+        let recipients: Vec<Mailbox> = recipients.cloned().collect();
+        let (template, mailbox) = (Arc::clone(&self.template), self.mailbox.clone());
+        // The others are for the postmaster.
+        let make = !envelope.await_recipients;
+        let found =
+            blocking(move || accounts::find(&template, mailbox.as_deref(), &recipients, make)).await?;
+        let verdicts = found.iter().map(Found::verdict).collect();
+        let folders = found.into_iter().filter_map(|found| match found {
+            Found::Folder(folder) => Some(folder),
+            Found::Nobody | Found::Unclear(_) => None,
         });
-        let verdicts = verdicts.collect();
-        (found.into_iter().flatten().collect(), verdicts)
+        Ok((folders.collect(), verdicts))
     }
-}
-
-/// `user+detail@domain` without its detail.
-fn base(address: &Mailbox) -> Option<Mailbox> {
-    let (user, _) = address.local().split_once('+')?;
-    Mailbox::parse(&format!("{user}@{}", address.domain())).ok()
 }
 
 /// Writes a message to temporary files as it arrives. `None` when it ended
@@ -276,26 +305,30 @@ fn local_form(piece: &Piece, out: &mut Vec<u8>) {
     }
 }
 
-/// Commits batch after batch.
-async fn write(mut letters: mpsc::Receiver<Letter>, postmark: Arc<Postmark>) {
+/// Does batch after batch, `most` at a time.
+async fn in_batches<T: Send + 'static>(
+    mut incoming: mpsc::Receiver<T>,
+    most: usize,
+    work: impl Fn(Vec<T>) + Clone + Send + 'static,
+) {
     let mut batches = JoinSet::new();
     loop {
         let mut batch = Vec::new();
-        if letters.recv_many(&mut batch, BATCH).await == 0 {
+        if incoming.recv_many(&mut batch, BATCH).await == 0 {
             break;
         }
-        if batches.len() >= BATCHES {
+        if batches.len() >= most {
             batches.join_next().await;
             // What has come meanwhile rides along.
             while batch.len() < BATCH
-                && let Ok(letter) = letters.try_recv()
+                && let Ok(more) = incoming.try_recv()
             {
-                batch.push(letter);
+                batch.push(more);
             }
         }
-        let postmark = Arc::clone(&postmark);
-        // A panic in there drops the letters, and their senders notice.
-        batches.spawn_blocking(move || batch::commit(batch, &postmark));
+        let work = work.clone();
+        // A panic in there drops the messages, and their senders notice.
+        batches.spawn_blocking(move || work(batch));
         while batches.try_join_next().is_some() {}
     }
     while batches.join_next().await.is_some() {}

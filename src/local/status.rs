@@ -22,7 +22,7 @@ use super::state::{StateDir, create_folder, parent, record_path};
 use crate::domain::code::Code;
 use crate::domain::work::RecordKey;
 use crate::run::Statuses;
-use crate::run::status::{FailedHost, LastError, RecordStatus, Snapshot, Totals};
+use crate::run::status::{FailedHost, LastError, RecordStatus, Refusals, Snapshot, Totals};
 
 const FOLDER: &str = "status";
 const HOSTS: &str = "failed-hosts.json";
@@ -90,11 +90,24 @@ struct Stored {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct StoredError {
     code: String,
     message: String,
     since: Timestamp,
     count: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refused_logins: Option<StoredRefusals>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StoredRefusals {
+    since: Timestamp,
+    count: u32,
+    /// See [`Refusals::credentials`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    credentials: Option<Box<str>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -111,6 +124,11 @@ impl From<&LastError> for StoredError {
             message: error.message.to_string(),
             since: time(error.since).unwrap_or_default(),
             count: error.count,
+            refused_logins: error.refusals.as_ref().map(|refusals| StoredRefusals {
+                since: time(refusals.since).unwrap_or_default(),
+                count: refusals.count,
+                credentials: refusals.credentials.clone(),
+            }),
         }
     }
 }
@@ -119,7 +137,12 @@ impl From<StoredError> for LastError {
     fn from(stored: StoredError) -> Self {
         let code = Code::parse(&stored.code).unwrap_or(Code::Internal);
         let error = Self::new(code, &stored.message, stored.since.as_second());
-        Self { count: stored.count, ..error }
+        let refusals = stored.refused_logins.map(|stored| Refusals {
+            since: stored.since.as_second(),
+            count: stored.count,
+            credentials: stored.credentials,
+        });
+        Self { count: stored.count, refusals, ..error }
     }
 }
 
@@ -404,7 +427,9 @@ mod tests {
     async fn what_was_put_is_there_in_the_next_process() {
         let (folder, store) = store();
         let mut failed = polled();
-        failed.failed(1_700_000_001, Code::MailboxLocked, "in use", &Counters::default());
+        failed.failed(1_700_000_001, Code::AuthFailed, "no", &Counters::default());
+        failed.refused_with(Some("3f0a".into()), 1_700_000_001);
+        failed.failed(1_700_000_002, Code::MailboxLocked, "in use", &Counters::default());
         store.put(&key("well"), RecordStatus::default());
         store.put(&key("well"), polled());
         store.put(&key("failed"), failed.clone());

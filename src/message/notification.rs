@@ -73,6 +73,8 @@ pub struct Notification<'a> {
     pub from: &'a Mailbox,
     /// Who was refused; at least one.
     pub refused: &'a [Refused],
+    /// Other recipients are still to get it: it is tried again for them.
+    pub others_wait: bool,
     /// The header of the message, unstuffed and without its blank line. Of a
     /// longer one 32 KiB are returned.
     pub header: &'a [u8],
@@ -176,22 +178,27 @@ impl Notification<'_> {
         .unwrap_or_default();
         for one in self.refused.iter().take(MOST_IN_WORDS) {
             write!(text, "\r\n    {}\r\n        ", shown(one.address.as_str())).unwrap_or_default();
-            match &one.by {
-                Some(by) => push_host(&mut text, by),
-                None => text.push_str("The server"),
+            // Without a server it may be our own word.
+            if let Some(by) = &one.by {
+                push_host(&mut text, by);
+                text.push_str(" said: ");
             }
-            write!(text, " said: {}\r\n", reply(one)).unwrap_or_default();
+            write!(text, "{}\r\n", reply(one)).unwrap_or_default();
         }
         let more = self.refused.len().saturating_sub(MOST_IN_WORDS);
         if more > 0 {
             write!(text, "\r\nand to {more} more; the attached report names all of them.\r\n")
                 .unwrap_or_default();
         }
-        write!(
-            text,
-            "\r\nAll other recipients are taken care of: {ours} need not be sent to them\r\nagain.\r\n"
-        )
-        .unwrap_or_default();
+        if self.others_wait {
+            text.push_str("\r\nOther recipients have it not yet: it is tried again for them.\r\n");
+        } else {
+            write!(
+                text,
+                "\r\nAll other recipients are taken care of: {ours} need not be sent to them\r\nagain.\r\n"
+            )
+            .unwrap_or_default();
+        }
         match self.in_stead_of {
             None => {}
             Some(ReversePath(None)) => text.push_str(

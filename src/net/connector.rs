@@ -25,15 +25,15 @@ use super::stream::{Kind, Stream};
 use super::tls::Configs;
 use super::verify::{Refused, is_ca_as_server};
 use crate::domain::text::shown;
-use crate::domain::work::{Settings, TlsMode, TlsPolicy};
+use crate::domain::work::{Settings, Source, TlsMode, TlsPolicy};
 
 /// What holds for one TCP connection besides its host and port.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectOptions<'a> {
     /// Which addresses may be connected to; all where there is none.
     pub policy: Option<&'a AddressPolicy>,
-    /// The local address to connect from.
-    pub source: Option<IpAddr>,
+    /// The local addresses to connect from.
+    pub source: Option<Source>,
 }
 
 /// Makes connections. One a process, shared: it bounds the lookups and keeps
@@ -135,22 +135,24 @@ impl Connector {
             resolve::resolve(&self.lookups, host, port).await.map_err(|error| not_found(host, &error))?;
         let mut addresses = judged(host, found, options.policy)?;
         if let Some(source) = options.source {
-            addresses.retain(|address| address.is_ipv4() == source.is_ipv4());
+            let theirs = if addresses.iter().all(SocketAddr::is_ipv4) { "IPv4" } else { "IPv6" };
+            addresses.retain(|address| source.towards(address.ip()).is_some());
             if addresses.is_empty() {
-                let (ours, theirs) = if source.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
                 return Err(ConnectError::SourceAddressUnavailable {
                     host: shown(host),
-                    address: source,
-                    detail: format!("it is {ours}, and the host has only {theirs} addresses"),
+                    address: source.to_string(),
+                    detail: format!(
+                        "the host has only {theirs} addresses, and the source is of the other kind"
+                    ),
                 });
             }
         }
         *phase = Phase::Connection;
         match dial::dial(&addresses, options.source).await {
             Ok(stream) => Ok(Stream::tcp(stream)),
-            Err(DialError::Source(error)) => Err(ConnectError::SourceAddressUnavailable {
+            Err(DialError::Source(error, address)) => Err(ConnectError::SourceAddressUnavailable {
                 host: shown(host),
-                address: options.source.unwrap_or(IpAddr::from([0; 4])),
+                address: address.to_string(),
                 detail: if error.kind() == io::ErrorKind::AddrNotAvailable {
                     "no network interface of this host has it".to_owned()
                 } else {

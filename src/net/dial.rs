@@ -11,6 +11,8 @@ use futures_util::stream::FuturesUnordered;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::domain::work::Source;
+
 /// Connection Attempt Delay (RFC 8305, section 8).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
@@ -24,8 +26,8 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 /// Why no address could be connected to.
 #[derive(Debug)]
 pub(super) enum DialError {
-    /// The source address could not be bound.
-    Source(io::Error),
+    /// This source address could not be bound.
+    Source(io::Error, IpAddr),
     /// The most telling attempt's error and address.
     Failed(io::Error, SocketAddr),
 }
@@ -34,7 +36,7 @@ impl DialError {
     /// There is no route, or no address of that family.
     fn is_no_way(&self) -> bool {
         let kind = match self {
-            Self::Source(_) => return false,
+            Self::Source(..) => return false,
             Self::Failed(error, _) => error.kind(),
         };
         matches!(
@@ -47,9 +49,15 @@ impl DialError {
     }
 }
 
-/// Connects to the first of `addresses` (not empty) that answers.
-pub(super) async fn dial(addresses: &[SocketAddr], source: Option<IpAddr>) -> Result<TcpStream, DialError> {
+/// Connects to the first of `addresses` (not empty) that answers. `source` has
+/// an address for each family that is among them.
+pub(super) async fn dial(addresses: &[SocketAddr], source: Option<Source>) -> Result<TcpStream, DialError> {
     let order = interleaved(addresses);
+    // Not only when a family's turn comes: it must not depend on which host
+    // answers first whether a missing address is noticed.
+    for peer in [order.iter().find(|peer| peer.is_ipv4()), order.iter().find(|peer| peer.is_ipv6())] {
+        drop(peer.map(|peer| bound(*peer, source)).transpose()?);
+    }
     let mut waiting = order.iter().copied();
     let mut attempts = FuturesUnordered::new();
     let mut more = true;
@@ -69,7 +77,7 @@ pub(super) async fn dial(addresses: &[SocketAddr], source: Option<IpAddr>) -> Re
             () = tokio::time::sleep(ATTEMPT_DELAY), if more => None,
         };
         match failed {
-            Some(error @ DialError::Source(_)) => return Err(error),
+            Some(error @ DialError::Source(..)) => return Err(error),
             // That this machine lacks a family says less than a refusal.
             Some(error) if worst.is_none() || !error.is_no_way() => worst = Some(error),
             _ => {}
@@ -83,12 +91,19 @@ pub(super) async fn dial(addresses: &[SocketAddr], source: Option<IpAddr>) -> Re
     }
 }
 
-async fn attempt(address: SocketAddr, source: Option<IpAddr>) -> Result<TcpStream, DialError> {
-    let failed = |error| DialError::Failed(error, address);
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
-    if let Some(source) = source {
-        socket.bind(SocketAddr::new(source, 0)).map_err(DialError::Source)?;
+/// A socket that connects to `peer` from where it is to.
+fn bound(peer: SocketAddr, source: Option<Source>) -> Result<TcpSocket, DialError> {
+    let made = if peer.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = made.map_err(|error| DialError::Failed(error, peer))?;
+    if let Some(address) = source.and_then(|source| source.towards(peer.ip())) {
+        socket.bind(SocketAddr::new(address, 0)).map_err(|error| DialError::Source(error, address))?;
     }
+    Ok(socket)
+}
+
+async fn attempt(address: SocketAddr, source: Option<Source>) -> Result<TcpStream, DialError> {
+    let failed = |error| DialError::Failed(error, address);
+    let socket = bound(address, source)?;
     let stream = socket.connect(address).await.map_err(failed)?;
     stream.set_nodelay(true).map_err(failed)?;
     SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE).map_err(failed)?;
@@ -180,9 +195,14 @@ mod tests {
     async fn a_source_address_that_is_not_ours_is_an_error() {
         let living = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = living.local_addr().unwrap();
-        let error = dial(&[address], Some("192.0.2.77".parse().unwrap())).await.unwrap_err();
-        assert!(matches!(error, DialError::Source(_)));
-        let stream = dial(&[address], Some("127.0.0.3".parse().unwrap())).await.unwrap();
+        let source = |all: &[&str]| Source::first_of(all.iter().map(|text| text.parse().unwrap()));
+        let error = dial(&[address], source(&["192.0.2.77"])).await.unwrap_err();
+        assert!(matches!(error, DialError::Source(_, missing) if missing.to_string() == "192.0.2.77"));
+        let stream = dial(&[address], source(&["127.0.0.3"])).await.unwrap();
         assert_eq!(stream.local_addr().unwrap().ip(), "127.0.0.3".parse::<IpAddr>().unwrap());
+        // Also where the other family would have been faster.
+        let both = [address, SocketAddr::new("::1".parse().unwrap(), address.port())];
+        let error = dial(&both, source(&["127.0.0.3", "2001:db8::77"])).await.unwrap_err();
+        assert!(matches!(error, DialError::Source(_, missing) if missing.is_ipv6()), "{error:?}");
     }
 }

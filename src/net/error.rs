@@ -44,8 +44,8 @@ pub enum ConnectError {
     SourceAddressUnavailable {
         /// As in the manifest.
         host: String,
-        /// As in the settings.
-        address: IpAddr,
+        /// As in the settings, or in the domain.
+        address: String,
         /// What is wrong with it.
         detail: String,
     },

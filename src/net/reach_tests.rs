@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 use super::*;
 use crate::domain::code::Code;
-use crate::domain::work::Settings;
+use crate::domain::work::{Settings, Source};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -31,7 +31,10 @@ async fn a_unix_socket_is_connected_to() {
 }
 
 fn options<'a>(policy: Option<&'a AddressPolicy>, source: Option<&str>) -> ConnectOptions<'a> {
-    ConnectOptions { policy, source: source.map(|text| text.parse().unwrap()) }
+    ConnectOptions {
+        policy,
+        source: source.and_then(|text| Source::first_of(text.split(' ').map(|text| text.parse().unwrap()))),
+    }
 }
 
 #[tokio::test]
@@ -107,6 +110,25 @@ async fn a_source_address_is_used_or_an_error() {
         assert_eq!(error.code(), Code::SourceAddressUnavailable, "{error}");
         assert!(error.to_string().contains(source), "{error}");
     }
+}
+
+#[tokio::test]
+async fn each_family_is_connected_to_from_its_own_address() {
+    let Ok(six) = TcpListener::bind("[::1]:0").await else {
+        return eprintln!("*** SKIPPED each_family_is_connected_to_from_its_own_address: no IPv6 here");
+    };
+    let four = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let connector = Connector::new();
+    let both = options(None, Some("127.0.0.9 ::1"));
+    for (listener, host, wanted) in [(&four, "127.0.0.1", "127.0.0.9"), (&six, "[::1]", "::1")] {
+        let port = listener.local_addr().unwrap().port();
+        connector.connect(host, port, &both, SOON).await.unwrap();
+        assert_eq!(listener.accept().await.unwrap().1.ip().to_string(), wanted);
+    }
+    // Of a host with both kinds of addresses only the one kind is connected to.
+    let port = four.local_addr().unwrap().port();
+    connector.connect("localhost", port, &options(None, Some("127.0.0.9")), SOON).await.unwrap();
+    assert_eq!(four.accept().await.unwrap().1.ip().to_string(), "127.0.0.9");
 }
 
 #[tokio::test]

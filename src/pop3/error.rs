@@ -97,7 +97,6 @@ pub enum Error {
         /// The mechanism's command.
         command: &'static str,
         /// Which part of it.
-        #[source]
         what: Malformed,
     },
     /// The server did not prove that it knows the password (RFC 5802,

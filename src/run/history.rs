@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::status::RecordStatus;
+use super::status::{RecordStatus, Refusals};
 use crate::domain::code::Code;
-use crate::domain::work::WorkItem;
+use crate::domain::work::{RecordKey, WorkItem};
 use crate::engine::report::Report;
 use crate::engine::scheduler::{Moment, Past};
 
@@ -42,6 +42,18 @@ pub(super) fn say(item: &WorkItem, report: &Report, told: Option<Code>, next: Op
     }
 }
 
+/// Logs that logins are refused in a row, and when the next one is made.
+pub(super) fn say_refused(key: &RecordKey, refusals: &Refusals, next: Option<Duration>) {
+    let next = next.map(|next| format!("{}s", next.as_secs()));
+    let since = jiff::Timestamp::from_second(refusals.since).unwrap_or_default();
+    let logins = if refusals.count == 1 { "login was" } else { "logins were" };
+    tracing::warn!(
+        record = %key, code = %Code::AuthFailed, count = refusals.count, %since, next,
+        "{} {logins} refused in a row: the next one waits, or comes when the record or its Secret changes",
+        refusals.count,
+    );
+}
+
 /// `1 message`, `2 messages`.
 fn messages(count: u64) -> String {
     format!("{count} message{}", if count == 1 { "" } else { "s" })
@@ -67,16 +79,21 @@ pub(super) fn past(status: &RecordStatus, once: bool, delay: Duration) -> Past {
     if once {
         return Past { at_once: true, answered, ..Past::default() };
     }
+    let refusals = status.error.as_ref().and_then(|error| error.refusals.as_ref());
+    // Whether a login that was refused is still the same is looked at when its
+    // turn comes: the Secret may be another one by now.
+    let marked = code == Some(Code::AuthFailed) && refusals.is_some_and(|known| known.credentials.is_some());
     Past {
         last_poll: status.last_poll.map(moment),
         // A restart is how many people say “I have mended it”: a long back-off is
         // not held against them, yet a process that restarts again and again
-        // locks no account.
-        not_before: status.next_poll.filter(|_| code.is_some()).map(|next| {
+        // troubles nobody.
+        not_before: status.next_poll.filter(|_| code.is_some() && !marked).map(|next| {
             let soonest = moment(status.last_poll.unwrap_or(next)).after(delay);
             moment(next).min(soonest)
         }),
         failures: status.error.as_ref().map_or(0, |error| u16::try_from(error.count).unwrap_or(u16::MAX)),
+        refused: refusals.map_or(0, |refusals| u16::try_from(refusals.count).unwrap_or(u16::MAX)),
         answered,
         at_once: false,
     }

@@ -4,6 +4,7 @@
 //! One task a poll, none for idle records. Everything else happens in the
 //! loop of [`Run::go`], which never waits for a poll.
 
+mod activity;
 mod history;
 mod polling;
 pub mod status;
@@ -17,10 +18,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use self::history::{moment, past, say};
-pub use self::polling::{Poller, Relay};
-use self::polling::{guarded, interrupted, report_of};
-use self::status::{FailedHost, LastError, RecordStatus, Snapshot};
+use self::activity::Activity;
+pub use self::activity::{Wall, outside};
+use self::history::{moment, past, say, say_refused};
+pub use self::polling::{Poller, Relay, Waiting};
+use self::polling::{Turn, interrupted, report_of, turn};
+use self::status::{FailedHost, LastError, RecordStatus, Refusals, Snapshot};
 use crate::domain::code::Code;
 use crate::domain::shards::mapping::maildrop_hash;
 use crate::domain::work::{RecordKey, Settings, WorkItem};
@@ -53,6 +56,10 @@ pub trait Audience: Send + Sync {
     /// A poll ended, or (in a run that polls once) will not take place.
     fn ended(&self, item: &WorkItem, report: &Report) {
         let _ = (item, report);
+    }
+    /// A poll does not take place: its login was refused before and waits.
+    fn held(&self, item: &WorkItem) {
+        let _ = item;
     }
 }
 
@@ -136,6 +143,8 @@ pub struct Parts<P> {
     pub past: Snapshot,
     /// Of [`Relay::new`].
     pub heard: mpsc::UnboundedReceiver<RecordKey>,
+    /// The clock that the activity schedule means.
+    pub wall: Wall,
 }
 
 struct Record {
@@ -143,11 +152,37 @@ struct Record {
     status: RecordStatus,
     /// The code of the failure that was logged last.
     told: Option<Code>,
+    /// It has not had its turn in this run.
+    first: bool,
+    /// Its login waits since it was refused before this run.
+    held: bool,
 }
 
 impl Record {
+    fn new(item: Arc<WorkItem>, status: RecordStatus, first: bool) -> Self {
+        Self { item, status, told: None, first, held: false }
+    }
+
     fn failing(&self) -> bool {
         self.status.error.is_some()
+    }
+
+    fn refusals(&self) -> Option<&Refusals> {
+        self.status.error.as_deref()?.refusals.as_ref()
+    }
+
+    /// What is worth another login to a server that refused the last one: not
+    /// where the mail goes, which is others' to change.
+    fn is_other_login(&self, item: &WorkItem) -> bool {
+        let here = &*self.item;
+        let same_way = WorkItem {
+            interval: here.interval,
+            destination: Arc::clone(&here.destination),
+            postmaster: here.postmaster.clone(),
+            unified: here.unified.clone(),
+            ..item.clone()
+        };
+        same_way != *here
     }
 }
 
@@ -166,8 +201,8 @@ struct Clock {
 }
 
 impl Clock {
-    fn new() -> Self {
-        let start = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
+    fn new(wall: &Wall) -> Self {
+        let start = u64::try_from(wall.now().as_millisecond()).unwrap_or(0);
         Self { start: Moment(start), since: Instant::now() }
     }
 
@@ -190,7 +225,7 @@ pub struct Run<P> {
     settings: Arc<Settings>,
     records: HashMap<RecordKey, Record>,
     running: HashMap<Id, Running>,
-    tasks: JoinSet<(Id, Report)>,
+    tasks: JoinSet<(Id, Turn)>,
     stage: Stage,
     summary: Summary,
     /// Why hosts are left alone.
@@ -199,6 +234,10 @@ pub struct Run<P> {
     past: BTreeMap<RecordKey, RecordStatus>,
     /// Removed while they were polled: how that poll ends is still told.
     leaving: HashMap<RecordKey, Record>,
+    activity: Activity,
+    /// Nothing is polled for the sake of the schedule; `None` before the first
+    /// look at it.
+    resting: Option<bool>,
 }
 
 impl<P: Poller> Run<P> {
@@ -207,7 +246,7 @@ impl<P: Poller> Run<P> {
         let Snapshot { records: past, hosts } = std::mem::take(&mut parts.past);
         let mut run = Self {
             once,
-            clock: Clock::new(),
+            clock: Clock::new(&parts.wall),
             scheduler: Scheduler::new(Rules::from(&*desired.settings)),
             settings: Arc::clone(&desired.settings),
             records: HashMap::with_capacity(desired.items.len()),
@@ -219,6 +258,8 @@ impl<P: Poller> Run<P> {
             hosts_changed: false,
             past,
             leaving: HashMap::new(),
+            activity: Activity::default(),
+            resting: None,
             parts,
         };
         // A status whose record was removed while nothing ran.
@@ -249,15 +290,23 @@ impl<P: Poller> Run<P> {
         let (mut drained, mut stale) = (None, None);
         let (mut may_change, mut may_stop) = (true, true);
         loop {
+            let change = self.look_at_activity();
             let wake = self.start_due();
             if self.running.is_empty() && self.is_over(wake) {
                 break;
             }
-            let wake = wake.map(|at| self.clock.instant(at));
+            let wake = [wake, change].into_iter().flatten().min().map(|at| self.clock.instant(at));
             tokio::select! {
                 Some(ended) = self.tasks.join_next() => {
-                    if let Ok((id, report)) = ended {
-                        self.finish(id, &report);
+                    match ended {
+                        Ok((id, Turn::Polled { report, before, credentials })) => {
+                            if let Some(before) = before {
+                                self.scheduler.recall(id, counted(before.refusals.count));
+                            }
+                            self.finish(id, &report, credentials);
+                        }
+                        Ok((id, Turn::Held(waiting))) => self.hold(id, &waiting),
+                        Err(_) => {}
                     }
                     stale = stale.or_else(|| Some(Instant::now() + RENEW));
                 }
@@ -319,11 +368,16 @@ impl<P: Poller> Run<P> {
 
     /// Whether nothing is left to wait for, while no poll is under way.
     fn is_over(&self, wake: Option<Moment>) -> bool {
-        self.stage != Stage::Running || (self.once && (wake.is_none() || self.records.is_empty()))
+        let nothing = || wake.is_none() || self.resting == Some(true) || self.records.is_empty();
+        self.stage != Stage::Running || (self.once && nothing())
     }
 
     fn start(&mut self, id: Id) {
-        let Some(record) = self.scheduler.key(id).and_then(|key| self.records.get(key)) else { return };
+        let Some(record) = self.scheduler.key(id).and_then(|key| self.records.get_mut(key)) else { return };
+        let own = record.refusals().cloned().zip(record.status.next_poll);
+        let own = own.map(|(refusals, until)| Waiting { refusals, until });
+        let first = std::mem::take(&mut record.first);
+        record.held = false;
         self.parts.metrics.started(self.scheduler.lag(id));
         let item = Arc::clone(&record.item);
         self.parts.audience.started(&item);
@@ -334,11 +388,34 @@ impl<P: Poller> Run<P> {
         self.running.insert(id, running);
         let (poller, settings) = (Arc::clone(&self.parts.poller), Arc::clone(&self.settings));
         let span = tracing::info_span!(target: "rpop::poll", "poll", record = %item.key);
-        let poll = async move { (id, guarded(&*poller, &item, &settings, stopped, &give_way).await) };
+        let poll =
+            async move { (id, turn(&*poller, &item, &settings, first, own, stopped, &give_way).await) };
         self.tasks.spawn(poll.instrument(span));
     }
 
-    fn finish(&mut self, id: Id, report: &Report) {
+    /// A record's login was refused before this run, and waits on.
+    fn hold(&mut self, id: Id, waiting: &Waiting) {
+        let Some(running) = self.running.remove(&id) else { return };
+        let (item, now) = (running.item, self.clock.now());
+        let refused = waiting.refusals.count;
+        let next = self.scheduler.hold(id, moment(waiting.until), counted(refused), now);
+        let next = next.map(|next| next.since(now));
+        say_refused(&item.key, &waiting.refusals, next);
+        let next = next.and_then(|next| jiff::Timestamp::now().checked_add(next).ok());
+        let here = self.records.get_mut(&item.key).filter(|record| record.item.uid == item.uid);
+        if let Some(record) = here {
+            record.held = true;
+            record.status.next_poll = next.map(jiff::Timestamp::as_second);
+            self.parts.statuses.put(&item.key, record.status.clone());
+        }
+        if self.leaving.remove(&item.key).is_some() {
+            self.parts.statuses.remove(&item.key);
+            tracing::info!(record = %item.key, "removed");
+        }
+        self.parts.audience.held(&item);
+    }
+
+    fn finish(&mut self, id: Id, report: &Report, credentials: Option<Box<str>>) {
         let Some(running) = self.running.remove(&id) else { return };
         let item = running.item;
         let now = self.clock.now();
@@ -353,7 +430,7 @@ impl<P: Poller> Run<P> {
             return;
         }
         self.parts.metrics.polled(report);
-        self.settle(&item, report, next);
+        self.settle(&item, report, credentials, next);
         match &report.result {
             _ if self.once => {}
             Err(error) if error.scope == Scope::Host => self.tell_hosts(&item, Some(error)),
@@ -391,8 +468,8 @@ impl<P: Poller> Run<P> {
         if let Some(record) = self.records.remove(key)
             && record.item.interval.is_some()
         {
+            self.summary.failed += u64::from(self.resting != Some(true));
             let report = report_of(error, Duration::ZERO);
-            self.summary.failed += 1;
             self.parts.audience.ended(&record.item, &report);
         }
     }
@@ -402,7 +479,13 @@ impl<P: Poller> Run<P> {
             return;
         }
         let rest: Vec<RecordKey> = self.records.keys().cloned().collect();
+        let why = self.why_resting().filter(|_| self.stage == Stage::Running);
         for key in rest {
+            if let Some(why) = &why {
+                // As it should be: no failure.
+                self.give_up(&key, interrupted(why));
+                continue;
+            }
             let error = if self.stage == Stage::Running {
                 PollError {
                     code: Code::ConfigInvalid,
@@ -417,7 +500,13 @@ impl<P: Poller> Run<P> {
     }
 
     /// Says, counts and remembers what a poll came to.
-    fn settle(&mut self, item: &Arc<WorkItem>, report: &Report, next: Option<Moment>) {
+    fn settle(
+        &mut self,
+        item: &Arc<WorkItem>,
+        report: &Report,
+        credentials: Option<Box<str>>,
+        next: Option<Moment>,
+    ) {
         let counters = &report.counters;
         self.summary.refused += counters.refused();
         match &report.result {
@@ -429,6 +518,7 @@ impl<P: Poller> Run<P> {
         let told = self.records.get(&item.key).and_then(|record| record.told);
         say(item, report, told, next);
         let code = report.result.as_ref().err().map(|error| error.code);
+        let wait = next;
         let next = next.and_then(|next| jiff::Timestamp::now().checked_add(next).ok());
         // The record may be another one of the same name by now.
         let here = self.records.get_mut(&item.key).filter(|record| record.item.uid == item.uid);
@@ -439,6 +529,12 @@ impl<P: Poller> Run<P> {
                 // Nothing is wrong with the record.
                 Err(error) if error.code == Code::Interrupted => record.status.count(counters),
                 Err(error) => record.status.failed(unix, error.code, &error.message, counters),
+            }
+            if code == Some(Code::AuthFailed) {
+                record.status.refused_with(credentials, unix);
+                if let Some(refusals) = record.refusals().filter(|refusals| refusals.count > 1) {
+                    say_refused(&item.key, refusals, wait);
+                }
             }
             record.status.tell_set_aside(report.refused.as_deref());
             if code != Some(Code::Interrupted) {
@@ -459,8 +555,11 @@ impl<P: Poller> Run<P> {
         let Desired { settings, items, retry, problems, past, host_limits, hosts } = desired;
         let now = self.clock.now();
         // What failed may have failed because of a setting.
-        let mended = Settings { log_level: settings.log_level, ..(*self.settings).clone() } != *settings;
+        let aside = (settings.log_level, settings.activity.clone());
+        let before = Settings { log_level: aside.0, activity: aside.1, ..(*self.settings).clone() };
+        let mended = before != *settings;
         logs::follow(settings.log_level);
+        self.activity.follow(settings.activity.as_ref());
         if mended {
             self.scheduler.follow(Rules::from(&*settings), now);
             self.settings = settings;
@@ -520,17 +619,25 @@ impl<P: Poller> Run<P> {
                 rhythm_aside != *record.item
             };
             let disabled = item.interval.is_none() && record.item.interval.is_some();
-            let mended = mended && record.failing();
+            // A login that is refused is not tried again for what does not
+            // concern it.
+            let refused = record.held || record.refusals().is_some();
+            let mended = mended && record.failing() && !refused;
             if !(other || again || mended) {
                 return;
             }
+            let retry = again || mended || (material && (!refused || record.is_other_login(&item)));
+            if again || (material && record.is_other_login(&item)) {
+                record.first = false;
+            }
+            record.held &= !retry;
             if other {
                 if record.item.uid != item.uid {
-                    (record.status, record.told) = (RecordStatus::default(), None);
+                    *record = Record::new(Arc::clone(&item), RecordStatus::default(), record.first);
                 }
                 record.item = item;
             }
-            let id = self.scheduler.put(&timing, Past::default(), material || again || mended, now);
+            let id = self.scheduler.put(&timing, Past::default(), retry, now);
             let next = self.scheduler.next(id).map(|next| next.since(now));
             let next = next.and_then(|next| jiff::Timestamp::now().checked_add(next).ok());
             record.status.next_poll = next.map(jiff::Timestamp::as_second);
@@ -548,7 +655,8 @@ impl<P: Poller> Run<P> {
         let past = told.unwrap_or_else(|| past(&status, self.once, self.settings.delay_failed_accounts));
         // One that comes back while its poll is still ending is mended, too.
         self.scheduler.put(&timing, past, true, now);
-        self.records.insert(key, Record { item, status, told: None });
+        // What was refused before, here or elsewhere, is looked at in its turn.
+        self.records.insert(key, Record::new(item, status, !self.once));
     }
 
     /// Goes on leaving hosts alone that failed before a restart (`ours`), or
@@ -626,6 +734,7 @@ impl<P: Poller> Run<P> {
                 Record { .. } => &mut states.ready,
             };
             *state += 1;
+            states.refused += u32::from(record.held || record.refusals().is_some());
         }
         self.parts.metrics.figures(
             &self.scheduler.figures(self.clock.now()),
@@ -633,6 +742,10 @@ impl<P: Poller> Run<P> {
             states,
         );
     }
+}
+
+fn counted(count: u32) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -26,7 +26,8 @@ pub struct RecordStatus {
     pub error: Option<Box<LastError>>,
     /// Counted since the record was first polled.
     pub totals: Totals,
-    /// Why messages are set aside: the reason that was told last, if any are.
+    /// Why messages are set aside, or wait: the reason that was told last, if
+    /// any are.
     /// A thin pointer, since there are ten thousands of these.
     pub set_aside: Option<Box<Box<str>>>,
 }
@@ -42,6 +43,21 @@ pub struct LastError {
     pub since: i64,
     /// How many have since, in a row.
     pub count: u32,
+    /// Logins that were refused and not followed by one that was taken:
+    /// whatever other errors came between.
+    pub refusals: Option<Refusals>,
+}
+
+/// Logins that the server refused in a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusals {
+    /// When the first of them was; Unix seconds.
+    pub since: i64,
+    /// How many there were.
+    pub count: u32,
+    /// What tells the credentials of the last one from others, where that is
+    /// known: see [`Poller::credentials`](super::Poller::credentials).
+    pub credentials: Option<Box<str>>,
 }
 
 /// Sums over all polls.
@@ -63,7 +79,10 @@ pub struct Totals {
     /// Octets retrieved.
     pub bytes: u64,
     /// Messages that are set aside now.
-    pub in_quarantine: u64,
+    pub in_quarantine: u32,
+    /// Messages that wait now, since all their recipients or some were refused
+    /// for now.
+    pub waiting: u32,
 }
 
 /// A remote host that is left alone for a while.
@@ -83,12 +102,21 @@ impl LastError {
     pub fn new(code: Code, message: &str, now: i64) -> Self {
         let plain = message.chars().map(|c| if c.is_control() { ' ' } else { c });
         let message: String = plain.take(LONGEST_MESSAGE).collect();
-        Self { code, message: message.into(), since: now, count: 1 }
+        let first = Refusals { since: now, count: 1, credentials: None };
+        let refusals = (code == Code::AuthFailed).then_some(first);
+        Self { code, message: message.into(), since: now, count: 1, refusals }
     }
 
-    /// This failure after `before`: one of the same code goes on.
+    /// This failure after `before`: one of the same code goes on, and so do
+    /// refused logins.
     #[must_use]
     pub fn after(mut self, before: Option<&Self>) -> Self {
+        if let Some(earlier) = before.and_then(|before| before.refusals.as_ref())
+            && !self.code.is_behind_login()
+        {
+            let more = u32::from(self.refusals.is_some());
+            self.refusals = Some(Refusals { count: earlier.count.saturating_add(more), ..earlier.clone() });
+        }
         if let Some(before) = before.filter(|before| before.code == self.code) {
             self.since = before.since;
             self.count = before.count.saturating_add(1);
@@ -99,9 +127,9 @@ impl LastError {
 
 impl RecordStatus {
     /// The first refusal of the poll that was just counted. A poll without one
-    /// leaves the earlier reason as long as messages are set aside.
+    /// leaves the earlier reason as long as messages are set aside, or wait.
     pub fn tell_set_aside(&mut self, refused: Option<&str>) {
-        if self.totals.in_quarantine == 0 {
+        if self.totals.in_quarantine == 0 && self.totals.waiting == 0 {
             self.set_aside = None;
         } else if let Some(refused) = refused {
             let plain = refused.chars().map(|c| if c.is_control() { ' ' } else { c });
@@ -112,7 +140,7 @@ impl RecordStatus {
     /// A poll ended well.
     pub fn succeeded(&mut self, now: i64, counters: &Counters) {
         self.polled(now, counters);
-        self.totals.in_quarantine = counters.in_quarantine;
+        self.stay(counters);
         self.last_success = Some(now);
         self.error = None;
     }
@@ -123,6 +151,18 @@ impl RecordStatus {
         self.totals.failed += 1;
         let error = LastError::new(code, message, now).after(self.error.as_deref());
         self.error = Some(Box::new(error));
+    }
+
+    /// The login that was refused just now was made with these. Others than
+    /// before begin anew.
+    pub fn refused_with(&mut self, credentials: Option<Box<str>>, now: i64) {
+        let Some(refusals) = self.error.as_deref_mut().and_then(|error| error.refusals.as_mut()) else {
+            return;
+        };
+        if refusals.credentials.is_some() && credentials.is_some() && refusals.credentials != credentials {
+            (refusals.since, refusals.count) = (now, 1);
+        }
+        refusals.credentials = credentials;
     }
 
     fn polled(&mut self, now: i64, counters: &Counters) {
@@ -141,8 +181,15 @@ impl RecordStatus {
         totals.bytes += counters.bytes;
         // A poll that failed before the listing says nothing of these.
         if counters.listed > 0 {
-            totals.in_quarantine = counters.in_quarantine;
+            self.stay(counters);
         }
+    }
+
+    /// What is still in the maildrop, and why.
+    fn stay(&mut self, counters: &Counters) {
+        let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        self.totals.in_quarantine = count(counters.in_quarantine);
+        self.totals.waiting = count(counters.waiting);
     }
 
     /// The column "Last": the time of the last success (RFC 3339), or the code
@@ -204,5 +251,31 @@ mod tests {
         assert_eq!((status.totals.polls, status.totals.failed, status.totals.in_quarantine), (4, 3, 1));
         status.succeeded(40, &none);
         assert_eq!((status.error, status.last_success), (None, Some(40)));
+    }
+
+    #[test]
+    fn refused_logins_count_on_whatever_comes_between_until_one_is_taken() {
+        let (mut status, none) = (polled(), Counters::default());
+        let refusals = |status: &RecordStatus| {
+            let refusals = status.error.as_deref()?.refusals.clone()?;
+            Some((refusals.since, refusals.count, refusals.credentials))
+        };
+        status.failed(10, Code::AuthFailed, "no", &none);
+        status.refused_with(Some("a".into()), 10);
+        status.failed(20, Code::HostUnreachable, "away", &none);
+        assert_eq!(refusals(&status), Some((10, 1, Some("a".into()))));
+        status.failed(30, Code::AuthFailed, "no", &none);
+        status.refused_with(Some("a".into()), 30);
+        assert_eq!(refusals(&status), Some((10, 2, Some("a".into()))));
+        assert_eq!(status.error.as_deref().unwrap().since, 30, "of this code");
+        // Another password, and refused again.
+        status.failed(40, Code::AuthFailed, "no", &none);
+        status.refused_with(Some("b".into()), 40);
+        assert_eq!(refusals(&status), Some((40, 1, Some("b".into()))));
+        status.failed(50, Code::DestinationUnavailable, "full", &none);
+        assert_eq!(refusals(&status), None, "the login was taken");
+        status.failed(60, Code::AuthFailed, "no", &none);
+        status.succeeded(70, &none);
+        assert_eq!(refusals(&status), None);
     }
 }

@@ -62,7 +62,21 @@ impl Drop for Note {
     }
 }
 
+/// A poll that is dropped when one of three messages has arrived.
+struct Done<'a>(&'a Script, &'a WorkItem);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        let counters = Counters { listed: 3, fetched: 2, delivered: 1, ..Counters::default() };
+        self.0.observer.cut_off(&self.1.key, &counters);
+    }
+}
+
 impl Poller for Script {
+    fn credentials<'a>(&'a self, item: &'a WorkItem) -> Pending<'a, Option<Box<str>>> {
+        Box::pin(std::future::ready(item.remote.login.refs().next().map(|at| Box::from(&*at.name))))
+    }
+
     fn poll<'a>(
         &'a self,
         item: &'a WorkItem,
@@ -113,13 +127,70 @@ impl Poller for Script {
                     let counters = Counters { listed: 2, fetched: 1, delivered: 1, ..Counters::default() };
                     Report { counters, ..fail(Code::Interrupted, Scope::Local) }
                 }
-                Act::Stubborn => std::future::pending().await,
-                Act::Panic => panic!("a defect"),
+                Act::Stubborn => {
+                    let _done = Done(self, item);
+                    std::future::pending().await
+                }
+                Act::Panic => {
+                    let _done = Done(self, item);
+                    panic!("a defect")
+                }
             };
             note.how = report.result.as_ref().map_or_else(|error| error.code.to_string(), |()| "ok".into());
             report
         })
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_login_waits_over_a_restart_unless_it_would_be_another_one() {
+    let refused = |mark: &str| {
+        let mut status = failed_before(Code::AuthFailed, 60, 12_000);
+        status.refused_with(Some(mark.into()), 0);
+        status.error.as_mut().unwrap().refusals.as_mut().unwrap().count = 5;
+        status
+    };
+    let (same, other) = (item("same", "h"), item("other", "h"));
+    let records = [(same.key.clone(), refused("s")), (other.key.clone(), refused("an earlier Secret"))];
+    let past = Snapshot { records: records.into_iter().collect(), hosts: Vec::new() };
+    let failing: &[Act] = &[Act::Fail(Code::AuthFailed, Scope::Account)];
+    let items = [same.clone(), other.clone()];
+    let acts = [("same", failing), ("other", failing)];
+    let stand = stand_after(past.clone(), &items, &acts, false, Settings::default());
+    stand.until(600).await;
+    assert_eq!((stand.polls("same").len(), stand.polls("other").len()), (0, 1), "its Secret is another one");
+    // Neither a setting nor where the mail goes is of interest to the server.
+    let destination = Arc::new(Destination { domain: "moved.example".into(), ..Destination::default() });
+    let desired = Desired {
+        settings: Arc::new(Settings { allow_self_poll: true, ..Settings::default() }),
+        items: shared(&[WorkItem { destination, ..same.clone() }, other.clone()]),
+        ..Desired::default()
+    };
+    stand.change.send(desired).await.unwrap();
+    stand.until(11_900).await;
+    assert_eq!(stand.polls("same").len(), 0, "longer than the first delay");
+    stand.until(12_400).await;
+    assert_eq!(stand.polls("same").len(), 1, "when the delay is over");
+    stand.until(12_000 + 19_000).await;
+    assert_eq!(stand.polls("same").len(), 1, "the sixth in a row: 320 minutes");
+    {
+        let statuses = lock(&stand.memory.statuses);
+        let (_, status) = statuses.iter().rfind(|(key, _)| *key == same.key).unwrap();
+        assert_eq!(status.error.as_ref().unwrap().refusals.as_ref().unwrap().count, 6);
+    }
+    stand.drain().await;
+
+    // A change that comes while it waits is tried at once.
+    let stand = stand_after(past, &items, &acts, false, Settings::default());
+    stand.until(600).await;
+    assert_eq!(stand.polls("same").len(), 0);
+    stand.desire(&[WorkItem { leave: true, ..same.clone() }, other.clone()], &[]).await;
+    stand.until(605).await;
+    assert_eq!(stand.polls("same").len(), 1, "the record has changed");
+    stand.desire(&[WorkItem { leave: true, ..same }, other], &["same"]).await;
+    stand.until(610).await;
+    assert_eq!(stand.polls("same").len(), 2, "and its Secret");
+    stand.drain().await;
 }
 
 fn item(name: &str, host: &str) -> WorkItem {
@@ -192,6 +263,7 @@ impl Audience for Memory {
 }
 
 struct Stand {
+    metrics: Arc<Metrics>,
     log: Arc<Mutex<Log>>,
     memory: Arc<Memory>,
     stop: watch::Sender<Stage>,
@@ -212,6 +284,17 @@ fn stand_after(
     once: bool,
     settings: Settings,
 ) -> Stand {
+    stand_at(Wall::default(), past, items, acts, once, settings)
+}
+
+fn stand_at(
+    wall: Wall,
+    past: Snapshot,
+    items: &[WorkItem],
+    acts: &[(&str, &[Act])],
+    once: bool,
+    settings: Settings,
+) -> Stand {
     let metrics = Arc::new(Metrics::new());
     let (observer, heard) = Relay::new(Arc::clone(&metrics), None);
     let log = Arc::new(Mutex::new(Log::default()));
@@ -222,12 +305,13 @@ fn stand_after(
     let settings = Arc::new(settings);
     let parts = Parts {
         poller: Arc::new(poller),
-        metrics,
+        metrics: Arc::clone(&metrics),
         health: Arc::new(Health::default()),
         audience: Arc::clone(&memory) as Arc<dyn Audience>,
         statuses: Arc::clone(&memory) as Arc<dyn Statuses>,
         past,
         heard,
+        wall,
     };
     let desired = Desired {
         settings: Arc::clone(&settings),
@@ -239,7 +323,7 @@ fn stand_after(
     let (stop, stopped) = watch::channel(Stage::Running);
     let (change, changes) = mpsc::channel(1);
     let run = tokio::spawn(Run::new(parts, desired, once).go(stopped, changes));
-    Stand { log, memory, stop, change, settings, run, start }
+    Stand { metrics, log, memory, stop, change, settings, run, start }
 }
 
 impl Stand {
@@ -339,6 +423,8 @@ async fn a_panic_is_a_failure_of_one_record() {
     let summary = stand.run.await.unwrap();
     assert_eq!((summary.good, summary.failed), (1, 1));
     assert!(lock(&memory.ended).contains(&("bad".to_owned(), Some(Code::Internal))));
+    let (_, status) = lock(&memory.statuses).iter().find(|(key, _)| &*key.name == "bad").cloned().unwrap();
+    assert_eq!((status.totals.fetched, status.totals.delivered), (2, 1), "what it had done counts");
 }
 
 #[tokio::test(start_paused = true)]
@@ -373,9 +459,12 @@ async fn draining_is_bounded_and_the_second_signal_ends_it_at_once() {
     let acts: &[(&str, &[Act])] = &[("a", &[Act::Stubborn])];
     let first = stand(&[item("a", "a")], acts, false, Settings::default());
     first.until(5).await;
-    let start = first.start;
+    let (start, memory) = (first.start, Arc::clone(&first.memory));
     first.drain().await;
     assert_eq!(start.elapsed().as_secs(), 35);
+    let (_, status) = lock(&memory.statuses).last().cloned().unwrap();
+    assert_eq!((status.totals.fetched, status.totals.delivered), (2, 1), "what it had done counts");
+    assert_eq!((status.error, status.totals.failed), (None, 0), "and nothing is wrong with the record");
 
     let second = stand(&[item("a", "a")], acts, false, Settings::default());
     second.until(5).await;
@@ -436,26 +525,29 @@ async fn what_an_interrupted_poll_did_counts_and_not_for_another_record_of_its_n
 #[tokio::test(start_paused = true)]
 async fn a_changed_secret_or_setting_is_tried_at_once() {
     let failing: &[Act] = &[Act::Fail(Code::AuthFailed, Scope::Account)];
-    let stand = stand(&[item("a", "h")], &[("a", failing)], false, Settings::default());
+    let locked: &[Act] = &[Act::Fail(Code::MailboxLocked, Scope::Account)];
+    let items = [item("a", "h"), item("b", "h")];
+    let stand = stand(&items, &[("a", failing), ("b", locked)], false, Settings::default());
     stand.until(5).await;
-    assert_eq!(stand.polls("a").len(), 1);
-    stand.desire(&[item("a", "h")], &[]).await;
+    assert_eq!((stand.polls("a").len(), stand.polls("b").len()), (1, 1));
+    stand.desire(&items, &[]).await;
     stand.until(10).await;
     assert_eq!(stand.polls("a").len(), 1, "nothing has changed");
-    stand.desire(&[item("a", "h")], &["a"]).await;
+    stand.desire(&items, &["a"]).await;
     stand.until(15).await;
     assert_eq!(stand.polls("a").len(), 2, "its Secret has");
     let settings = Settings { allow_self_poll: true, ..Settings::default() };
     let desired = Desired {
         settings: Arc::new(settings),
-        items: shared(&[item("a", "h")]),
+        items: shared(&items),
         retry: HashSet::new(),
         problems: BTreeMap::new(),
         ..Desired::default()
     };
     stand.change.send(desired).await.unwrap();
     stand.until(20).await;
-    assert_eq!(stand.polls("a").len(), 3, "a setting has");
+    assert_eq!(stand.polls("b").len(), 2, "a setting has");
+    assert_eq!(stand.polls("a").len(), 2, "which is nothing to a server that refuses a login");
     stand.drain().await;
 }
 
@@ -546,3 +638,5 @@ async fn a_record_whose_manifest_went_wrong_says_why_in_its_status() {
     assert_eq!(stand.polls("a").len(), 2, "mended");
     stand.drain().await;
 }
+
+mod activity;

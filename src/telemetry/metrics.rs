@@ -29,6 +29,9 @@ pub struct RecordStates {
     pub pending: u32,
     /// Disabled or paused.
     pub disabled: u32,
+    /// Of all these such as wait longer and longer, since their logins are
+    /// refused.
+    pub refused: u32,
 }
 
 /// The metrics, and their registry.
@@ -46,11 +49,13 @@ pub struct Metrics {
     bytes: IntCounter,
     sessions: IntGauge,
     processors: IntGauge,
+    active: IntGauge,
     overdue: IntGauge,
     lag: Gauge,
     required: Gauge,
     failed_hosts: IntGauge,
     auth_failures: IntCounter,
+    refused: IntGauge,
     commits: [IntCounter; 2],
     commit_time: Histogram,
     reloads: IntCounterVec,
@@ -169,6 +174,10 @@ impl Metrics {
             bytes: make.counter("rpop_retrieved_bytes_total", "Octets of the messages retrieved."),
             sessions: make.gauge("rpop_sessions_active", "Polls under way."),
             processors: make.gauge("rpop_processors", "The most polls that may be under way at once."),
+            active: make.gauge(
+                "rpop_schedule_open",
+                "1 while polling is allowed by activitySchedule, or there is none; else 0.",
+            ),
             overdue: make.gauge("rpop_overdue_records", "Records that are due and wait for their turn."),
             lag: make.figure(
                 "rpop_overdue_seconds",
@@ -180,6 +189,10 @@ impl Metrics {
             ),
             failed_hosts: make.gauge("rpop_failed_hosts", "Remote hosts that are left alone for a while."),
             auth_failures: make.counter("rpop_auth_failures_total", "Logins that a server refused."),
+            refused: make.gauge(
+                "rpop_auth_failing_records",
+                "Records whose last login was refused: they are tried ever more seldom.",
+            ),
             commits: ["ok", "error"].map(|result| commits.with_label_values(&[result])),
             commit_time: make.histogram(
                 "rpop_ledger_commit_seconds",
@@ -244,6 +257,11 @@ impl Metrics {
         self.valid.set(i64::from(valid));
     }
 
+    /// Polling is allowed by the activity schedule, or not.
+    pub fn active(&self, active: bool) {
+        self.active.set(i64::from(active));
+    }
+
     /// A renewal of the worker's lease was answered, this long after it was sent.
     pub fn renewed(&self, took: Duration) {
         self.renewals.observe(took.as_secs_f64());
@@ -277,6 +295,7 @@ impl Metrics {
         let needed = (figures.rate + f64::from(figures.overdue) / 60.0) * mean;
         self.required.set(needed);
         let counts = [records.ready, records.failing, records.pending, records.disabled];
+        self.refused.set(records.refused.into());
         for (gauge, count) in self.states.iter().zip(counts) {
             gauge.set(count.into());
         }

@@ -710,6 +710,8 @@ fn past_of(sliced: &Sliced) -> Past {
         last_poll: past.last_poll.map(moment),
         not_before: past.not_before.map(moment),
         failures: past.failures,
+        // The record itself says it, when its turn comes.
+        refused: 0,
         answered: past.last_poll.is_some() && past.failures == 0,
         at_once: false,
     }

@@ -19,6 +19,7 @@ pub mod gate;
 mod hosts;
 mod identity;
 mod mend;
+mod recall;
 mod report;
 pub mod roster;
 mod run;

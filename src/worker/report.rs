@@ -170,6 +170,12 @@ impl Audience for Reporter {
             self.ailing.try_send((item.key.clone(), ill)).ok();
         }
     }
+
+    fn held(&self, item: &WorkItem) {
+        self.state().ill.insert(item.key.clone());
+        // Whose Secret is still the one that was refused.
+        self.ailing.try_send((item.key.clone(), Some(Code::AuthFailed))).ok();
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use super::driver::{Driver, Input, Parts as DriverParts};
 use super::fence::Fence;
 use super::gate::Gate;
+use super::recall::Recalling;
 use super::report::Reporter;
 use super::roster::Roster;
 use super::{identity, mend, settings, watching};
@@ -33,7 +34,7 @@ use crate::k8s::tokens::SecretTokens;
 use crate::net::Connector;
 use crate::oauth::Tokens;
 use crate::run::status::Snapshot;
-use crate::run::{DRAIN_LIMIT, Parts, Relay, Run};
+use crate::run::{DRAIN_LIMIT, Parts, Relay, Run, Wall};
 use crate::telemetry::http::Health;
 use crate::telemetry::logs::CRASH;
 use crate::telemetry::metrics::Metrics;
@@ -141,21 +142,30 @@ pub async fn run(
     let shards: Api<RpopShard> = Api::namespaced(client.clone(), &cluster.namespace);
     let tokens = SecretTokens::new(client.clone(), &cluster.namespace);
     let polls = (Arc::clone(&metrics), Arc::clone(&health), Arc::clone(&reporter), roster.clone());
+    let records = client.clone();
     let mut polling = tokio::spawn(async move {
-        let (metrics, health, reporter, roster) = polls;
+        let ((metrics, health, reporter, roster), client) = (polls, records);
         // The first wish comes when the settings are known.
         let Some(first) = wishes.recv().await else { return };
         let trace_key = identity::trace_key(&shards).await;
-        let engine =
-            engine(secrets, tokens, Arc::clone(&ledgers) as _, observer, trace_key, options.host_name);
+        let engine = engine(
+            secrets.clone(),
+            tokens,
+            Arc::clone(&ledgers) as _,
+            observer,
+            trace_key,
+            options.host_name,
+        );
+        let gate = Gate::new(Arc::new(engine), roster.clone(), ledgers);
         let parts = Parts {
-            poller: Arc::new(Gate::new(Arc::new(engine), roster, ledgers)),
+            poller: Arc::new(Recalling::new(gate, client, secrets, roster)),
             metrics,
             health,
             audience: Arc::clone(&reporter) as _,
             statuses: reporter,
             past: Snapshot::default(),
             heard: answers,
+            wall: Wall::default(),
         };
         Run::new(parts, first, false).go(ended, wishes).await;
     });

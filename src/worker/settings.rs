@@ -47,7 +47,7 @@ pub(super) fn in_cluster(mut settings: Settings) -> Settings {
 
 fn read(spec: &RpopSettingsSpec) -> Result<Settings, String> {
     match work::settings(spec) {
-        Ok((settings, _)) => Ok(in_cluster(settings)),
+        Ok(settings) => Ok(in_cluster(settings)),
         Err(faults) => {
             let faults: Vec<String> =
                 faults.iter().map(|fault| format!("{}: {}", fault.path, fault.message)).collect();
@@ -107,7 +107,7 @@ pub(super) fn follow(client: Client, metrics: Arc<Metrics>) -> watch::Receiver<O
 
 fn defaults() -> Settings {
     let spec: Option<RpopSettingsSpec> = serde_json::from_value(serde_json::json!({})).ok();
-    spec.and_then(|spec| work::settings(&spec).ok()).map(|(settings, _)| settings).unwrap_or_default()
+    spec.and_then(|spec| work::settings(&spec).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The controller on a real API server, with the rights of its own
 //! ServiceAccount and no others.
 
+mod statuses;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -63,11 +65,22 @@ impl Installation {
     }
 
     async fn controller(&self, pod: &str, shards: u16) -> Controller {
+        self.controller_behind(pod, shards, |client| client).await
+    }
+
+    /// One whose requests go another way.
+    async fn controller_behind(
+        &self,
+        pod: &str,
+        shards: u16,
+        way: impl FnOnce(Client) -> Client,
+    ) -> Controller {
         let identity = self.server.pod_token(SYSTEM, "rpop-controller", pod).await;
         let kubeconfig = Kubeconfig::read_from(&identity.kubeconfig).unwrap();
         let config =
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-        let cluster = Cluster::with(config, pod, SYSTEM).unwrap();
+        let mut cluster = Cluster::with(config, pod, SYSTEM).unwrap();
+        cluster.client = way(cluster.client);
         let (stop, stage) = watch::channel(Stage::Running);
         let options = Options { timing: Timing::FAST, shards };
         let (metrics, health) = (Arc::new(Metrics::new()), Arc::new(Health::default()));
@@ -516,7 +529,7 @@ async fn a_unified_record_belongs_to_the_main_postmaster_and_follows_all_domains
     let slices: Api<RpopWorkSlice> = Api::namespaced(all.client.clone(), SYSTEM);
     let place = all.items().await["rpop-system/all"][0].0.clone();
     let slice = slices.get(&place).await.unwrap();
-    assert_eq!(slice.spec.format, rpop::api::SLICE_FORMAT);
+    assert_eq!(slice.spec.format, 2, "the oldest that knows unified accounts");
     assert!(serde_json::to_vec(&slice.spec).unwrap().len() > 60 * 1024);
     all.accepted(SYSTEM, "all", "True", "Accepted", &["complete and allowed"]).await;
     // The controller looks at everything again and finds nothing to write.

@@ -26,6 +26,8 @@ mod lease;
 mod ledger;
 #[path = "../it/support/mod.rs"]
 mod parts;
+mod people;
 mod policies;
 mod support;
+mod unified;
 mod worker;

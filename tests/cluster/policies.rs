@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use crate::support::{Answer, Identity, SYSTEM, Server};
 
-/// One server for this file, with `deploy/` on it: the policies hold for all
-/// who use it.
-fn installed() -> Option<&'static Server> {
+/// One server for this file and for `people`, with `deploy/` on it: the policies
+/// hold for all who use it.
+pub(crate) fn installed() -> Option<&'static Server> {
     static INSTALLED: LazyLock<Option<Server>> = LazyLock::new(|| {
         let server = Server::start()?;
         server.deploy();
@@ -350,12 +350,8 @@ async fn refresh_tokens_are_kept_in_secrets_by_whoever_saw_the_newest() {
 async fn people_of_a_namespace_write_records_and_neither_they_nor_admins_write_shards() {
     let Some(server) = installed() else { return };
     let alice = server.pod_token("default", "alice", "alice").await;
-    // Without a controller manager nobody fills the aggregated role `edit`.
-    for role in ["rpop-edit", "rpop-view"] {
-        let name = format!("alice-{role}");
-        let args = ["-n", "default", "create", "rolebinding", &name, "--clusterrole", role];
-        server.kubectl(&[&args[..], &["--serviceaccount=default:alice"]].concat()).succeeds();
-    }
+    let args = ["-n", "default", "create", "rolebinding", "alice", "--clusterrole=rpop-user"];
+    server.kubectl(&[&args[..], &["--serviceaccount=default:alice"]].concat()).succeeds();
     let record = json!({
         "apiVersion": "rpop.dev/v1alpha1", "kind": "RpopRecord",
         "metadata": {"name": "hers", "namespace": "default"},

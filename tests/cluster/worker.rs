@@ -2,6 +2,7 @@
 //! a leader that the test plays.
 
 mod accepted;
+mod logins;
 mod stage;
 
 use std::time::Duration;
@@ -14,7 +15,7 @@ use self::stage::{Stage, each_once, prepare, server};
 use crate::parts::pop3::{Act, Pop3};
 use crate::parts::smtp::Smtp;
 use crate::parts::{PATIENCE, wait_for, wait_until};
-use crate::support::{Options, SYSTEM, Server, eventually, project};
+use crate::support::{Options, SYSTEM, Server, Worker, eventually, project};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_of_a_held_shard_is_polled_and_its_status_says_so() {
@@ -103,7 +104,7 @@ async fn a_shard_moves_between_messages_and_counters_go_on() {
     assert_eq!(ended.code(), 0, "{}", ended.text());
 }
 
-fn worker_ready(worker: &stage::Worker) -> bool {
+fn worker_ready(worker: &Worker) -> bool {
     worker.get("/readyz").contains("200 OK")
 }
 

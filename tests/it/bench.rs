@@ -9,10 +9,7 @@ use std::time::Duration;
 
 use rpop::domain::envelope::Mailbox;
 use rpop::domain::ledger::{Change, Ledger, State};
-use rpop::domain::work::{
-    AuthChoice, Destination, Endpoint, Limits, Login, MailHost, OnReject, OnUidChange, RecordKey, Remote,
-    SecretKind, SecretRef, Settings, TlsMode, TlsPolicy, WorkItem,
-};
+use rpop::domain::work::{RecordKey, SecretRef, Settings, WorkItem};
 use rpop::engine::Engine;
 use rpop::engine::owed::{Always, Owing};
 use rpop::engine::ports::{LedgerError, LedgerStore, Pending, SecretError, Secrets, Stage, Unobserved};
@@ -27,6 +24,7 @@ use zeroize::Zeroizing;
 use crate::support::dovecot::PASSWORD;
 use crate::support::pop3::FakePop3;
 use crate::support::smtp::FakeSmtp;
+use crate::support::work;
 
 /// Whatever is asked for is this.
 pub struct OnePassword(pub &'static [u8]);
@@ -42,6 +40,8 @@ impl Secrets for OnePassword {
 pub struct Memory {
     pub ledgers: Mutex<HashMap<RecordKey, Ledger>>,
     pub commits: AtomicUsize,
+    /// All changes, in the order in which they were written.
+    pub written: Mutex<Vec<Change>>,
     pub fails: AtomicBool,
     /// Commits are carried out, and their answers lost.
     pub loses_answers: AtomicBool,
@@ -70,6 +70,7 @@ impl LedgerStore for Memory {
                 return Err(LedgerError::Unavailable("the disk is full".into()));
             }
             self.commits.fetch_add(1, Ordering::SeqCst);
+            self.written.lock().unwrap().extend(changes.iter().cloned());
             let mut written = ledger.clone();
             for change in &changes {
                 written.apply(change);
@@ -113,43 +114,9 @@ impl Bench {
             host_name: "test.host".into(),
             trace_key: [9; 16],
         };
-        let password = SecretRef {
-            kind: SecretKind::Secret,
-            namespace: "mail".into(),
-            name: "pw".into(),
-            key: "password".into(),
-        };
-        let host = host(to);
         let item = WorkItem {
-            key: RecordKey { namespace: "mail".into(), name: "first".into() },
-            uid: 1,
-            account: Mailbox::parse("bob@local.test").unwrap(),
-            remote: Remote {
-                host: "127.0.0.1".into(),
-                port: from.port(),
-                account: "alice".into(),
-                login: Login::Password(password),
-                auth: AuthChoice::Auto,
-                apop: false,
-                tls: Arc::new(TlsPolicy { mode: TlsMode::None, ..TlsPolicy::default() }),
-            },
-            interval: None,
-            leave: false,
-            keep_for_days: None,
-            delete_seen: false,
-            mailbox: None,
-            destination: Arc::new(Destination {
-                domain: "local.test".into(),
-                smtp: Some(host),
-                lmtp: None,
-                maildir: None,
-            }),
             postmaster: Some(Mailbox::parse("postmaster@local.test").unwrap()),
-            limits: Limits { message_size: None, messages_per_session: None },
-            on_reject: OnReject::Leave,
-            on_uid_change: OnUidChange::Pause,
-            source_address: None,
-            unified: None,
+            ..work::item("mail", "first", "bob@local.test", from.port(), to.port())
         };
         let (stop, stage) = watch::channel(Stage::Running);
         let mut settings = Settings { allow_self_poll: true, ..Settings::default() };
@@ -175,18 +142,6 @@ impl Bench {
     /// How many entries are set aside.
     pub fn quarantined(&self) -> usize {
         self.ledger().iter().filter(|(_, entry)| matches!(entry.state, State::Quarantined { .. })).count()
-    }
-}
-
-/// Where a scripted destination listens.
-pub fn host(to: &FakeSmtp) -> MailHost {
-    MailHost {
-        endpoint: Endpoint::Tcp("127.0.0.1".into(), to.port()),
-        ehlo_name: None,
-        tls: TlsPolicy { mode: TlsMode::None, ..TlsPolicy::default() },
-        auth: None,
-        detail_separator: "+".into(),
-        null_sender_without_dsn: true,
     }
 }
 

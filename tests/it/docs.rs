@@ -56,6 +56,27 @@ fn every_test_that_the_quirks_page_names_exists() {
     assert!(named > 100, "only {named} tests are named: has the page changed its form?");
 }
 
+/// Both ways: a test without a promise shows nobody anything.
+#[test]
+fn the_promises_of_unified_accounts_and_their_tests_are_the_same() {
+    let page = fs::read_to_string(root().join("docs/unified-accounts.md")).unwrap();
+    let (_, table) = page.split_once("| promise | test |\n").unwrap();
+    let rows = table.lines().take_while(|line| line.starts_with("| ") || line.starts_with("|--"));
+    let named: BTreeSet<String> =
+        rows.flat_map(|row| row.split('`')).filter(|word| word.contains("::")).map(str::to_owned).collect();
+    let mut sources = Vec::new();
+    files(&root().join("tests/it/unified_real"), "rs", &mut sources);
+    let mut tests = BTreeSet::new();
+    for source in sources {
+        let text = fs::read_to_string(&source).unwrap();
+        let module = source.file_stem().unwrap().to_string_lossy();
+        for test in text.split("#[test]\nfn ").skip(1) {
+            tests.insert(format!("{module}::{}", test.split('(').next().unwrap()));
+        }
+    }
+    assert_eq!(named, tests);
+}
+
 /// Relative links in the documents lead to files that exist.
 #[test]
 fn links_between_documents_lead_somewhere() {

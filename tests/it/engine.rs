@@ -1,13 +1,14 @@
 //! The engine alone: what arrives, and what is remembered of it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rpop::domain::code::Code;
 use rpop::domain::ledger::{Change, Entry, Ledger, State, day_of};
-use rpop::domain::work::{Checkpoint, Limits, OnReject, OnUidChange};
-use rpop::engine::ports::Stage;
+use rpop::domain::work::{Checkpoint, Limits, OnReject, OnUidChange, RecordKey};
+use rpop::engine::ports::{Observer, Stage};
+use rpop::engine::report::Counters;
 use tokio::sync::watch;
 
 use crate::bench::{Bench, OnePassword, once_each};
@@ -22,7 +23,7 @@ async fn a_password_that_cannot_be_sent_is_told_with_its_secret() {
     bench.engine.secrets = Arc::new(OnePassword(b"secret\n"));
     let failed = bench.poll().await.result.unwrap_err();
     assert_eq!(failed.code, Code::SecretInvalid);
-    let place = "Secret mail/pw, key password: the password holds a line break";
+    let place = "Secret mail/password, key password: the password holds a line break";
     assert!(failed.message.starts_with(place), "{failed}");
     assert_eq!(from.uids().len(), 1);
 }
@@ -121,12 +122,24 @@ async fn what_was_accepted_and_could_not_be_committed_is_not_delivered_again() {
     }
 }
 
+/// Hears what polls had done that were dropped.
+#[derive(Default)]
+struct CutOff(Mutex<Vec<Counters>>);
+
+impl Observer for CutOff {
+    fn cut_off(&self, _: &RecordKey, counters: &Counters) {
+        self.0.lock().unwrap().push(*counters);
+    }
+}
+
 /// A worker that fences itself drops its polls wherever they are.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poll_that_is_dropped_repeats_nothing_that_was_accepted() {
+async fn a_poll_that_is_dropped_repeats_nothing_that_was_accepted_and_counts_it() {
     let from = Pop3::new().generated("m", 60, 500).start();
     let to = Smtp::new().start();
-    let bench = Bench::new(&from, &to);
+    let mut bench = Bench::new(&from, &to);
+    let observer = Arc::new(CutOff::default());
+    bench.engine.observer = Arc::clone(&observer) as _;
     bench.memory.hangs.store(true, Ordering::SeqCst);
     {
         let poll = bench.poll();
@@ -143,9 +156,13 @@ async fn a_poll_that_is_dropped_repeats_nothing_that_was_accepted() {
     }
     bench.memory.hangs.store(false, Ordering::SeqCst);
     assert_eq!(bench.memory.commits.load(Ordering::SeqCst), 0);
-    bench.poll_well().await;
+    let report = bench.poll_well().await;
     once_each(&to, 60);
     assert_eq!(from.uids().len(), 0);
+    let heard = observer.0.lock().unwrap();
+    let [cut_off] = heard[..] else { panic!("once, of the one that was dropped: {heard:?}") };
+    assert_eq!((cut_off.listed, cut_off.delivered), (60, 20));
+    assert_eq!(cut_off.delivered + report.counters.delivered, 60);
 }
 
 /// What a survey found is found again: it may be another's wish by then.

@@ -14,6 +14,7 @@
     reason = "in tests a failed expectation is a failed test"
 )]
 
+mod ahead;
 mod authentication;
 mod bench;
 mod chaos;
@@ -25,12 +26,16 @@ mod engine;
 mod faults;
 mod framing;
 mod layers;
+mod logins;
 mod notification;
 mod oauth;
 mod parts;
+mod reach;
 mod resources;
+mod schedule;
 mod session;
 mod support;
 mod surroundings;
 mod uidl;
 mod unified;
+mod unified_real;

@@ -267,9 +267,8 @@ fn an_auth_line_over_255_octets_goes_in_two_steps() {
     let sink = Smtp::lmtp().start();
     let site = Site::for_delivery(&rpop::lmtp(sink.port()));
     site.secret("long", "password", &password);
-    let record = Record::plain(NAME, pop.port(), "long").secret("long").to("alice@local.test");
-    let yaml = record.yaml().replace("    account: long\n", "    account: long\n    auth: Plain\n");
-    site.write("record.yaml", &yaml);
+    let record = Record::plain(NAME, pop.port(), "long").secret("long").auth("Plain").to("alice@local.test");
+    site.record(&record);
     site.once().expect(0);
     assert_eq!(sink.accepted(), 1);
     let lines: Vec<String> = pop.commands().into_iter().map(|(_, line)| line).collect();

@@ -120,6 +120,18 @@ fn status_shows_the_last_success_or_the_error() {
 }
 
 #[test]
+fn a_hangup_has_the_manifests_read_again_and_ends_nothing() {
+    let rig = Rig::new(Pop3::new().generated("m", 1, 300));
+    let mut running = rig.site.start(&[]);
+    running.wait_to_say("polls 1 record");
+    running.signal(Signal::HUP);
+    running.wait_to_say("SIGHUP: the manifests are read again");
+    running.wait_to_say("the manifests have changed: 1 record");
+    running.signal(Signal::TERM);
+    running.wait().expect(0);
+}
+
+#[test]
 fn transcripts_show_the_protocol_and_never_a_password() {
     let sink = Smtp::new().login("relay", "open sesame");
     let rig = Rig::with(Pop3::new().generated("m", 2, 300), sink, |record| record);
@@ -169,14 +181,44 @@ fn logs_are_json_where_asked() {
 #[test]
 fn a_large_message_takes_no_more_memory_than_a_small_one() {
     let huge = message("huge", 120_000_000);
-    let small = peak(Pop3::new().generated("m", 4, 4000));
-    let large = peak(Pop3::new().mail("huge", &huge).generated("m", 3, 4000));
+    let plain = |_: &Rig| {};
+    let small = peak(Pop3::new().generated("m", 4, 4000), plain, 4);
+    let large = peak(Pop3::new().mail("huge", &huge).generated("m", 3, 4000), plain, 4);
     assert!(large < small + 16 * 1024, "{large} KiB resident, and {small} with small messages");
 }
 
-/// Runs until four messages are delivered; the most KiB that were resident.
-fn peak(pop: Pop3) -> u64 {
+/// Known for a copy by all of its octets; retrieved for each of two domains.
+#[test]
+fn a_large_message_for_many_takes_no_more_memory_than_a_small_one() {
+    let header = b"X-Real-To: alice@local.test, bob@second.test\r\n";
+    let message = |octets| [&header[..], &message("m", octets)].concat();
+    let second = Smtp::lmtp().counting_only().start();
+    for (special, accepted) in [("\"*\"", 1), ("X-Real-To", 2)] {
+        let unified = |rig: &Rig| {
+            rig.site.settings(&["mainDomain: local.test"]);
+            let delivery = crate::support::rpop::lmtp(second.port());
+            rig.site.write("second.yaml", &crate::support::manifest::domain("second.test", &delivery));
+            let record = Record::plain(NAME, rig.pop.port(), "alice").to("postmaster@local.test");
+            rig.site.record(&record.with(&format!("special: {special}")));
+        };
+        let mail = |octets| {
+            let (text, before) = (message(octets), second.accepted());
+            let peak = peak(Pop3::new().mail("u1", &text).mail("u2", &text), unified, accepted);
+            assert_eq!(second.accepted() - before, if accepted == 2 { 2 } else { 0 });
+            peak
+        };
+        let (small, large) = (mail(4000), mail(60_000_000));
+        assert!(
+            large < small + 16 * 1024,
+            "{special}: {large} KiB resident, and {small} with small messages"
+        );
+    }
+}
+
+/// Runs until `count` messages are delivered; the most KiB that were resident.
+fn peak(pop: Pop3, change: impl FnOnce(&Rig), count: usize) -> u64 {
     let rig = Rig::to(pop, Smtp::lmtp().counting_only());
+    change(&rig);
     let mut running = rig.site.start_once();
     let path = format!("/proc/{}/status", running.pid());
     let mut peak = 0_u64;
@@ -187,7 +229,7 @@ fn peak(pop: Pop3) -> u64 {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     running.wait().expect(0);
-    assert_eq!(rig.sink.accepted(), 4);
+    assert_eq!((rig.sink.accepted(), rig.pop.uids().len()), (count, 0));
     peak
 }
 

@@ -27,8 +27,8 @@ impl Copies {
         self.0.find(hash)
     }
 
-    /// See [`super::Change::Copy`].
-    pub(super) fn remember(&mut self, salt: [u8; 16], message_id: u64, digest: u64, day: i32) {
+    /// See [`super::Change::Copy`] and [`super::State::Copy`].
+    pub(super) fn remember(&mut self, salt: [u8; 16], message_id: u64, digest: u64, origin: u64, day: i32) {
         if message_id == 0 || digest == 0 {
             return;
         }
@@ -46,13 +46,17 @@ impl Copies {
             oldest = Some(oldest.map_or(age, |oldest| age.min(oldest)));
         }
         if let Some(at) = known {
-            self.0.slot_mut(at).day = day;
+            let slot = self.0.slot_mut(at);
+            slot.day = day;
+            if origin != 0 {
+                slot.set_size(origin);
+            }
             return;
         }
         if let Some((_, _, at)) = oldest.filter(|_| count >= MOST_COPIES) {
             self.0.remove(at);
         }
-        let mut slot = Slot::new(hash, Kind::Copy, 0);
+        let mut slot = Slot::new(hash, Kind::Copy, origin);
         (slot.message_id, slot.digest, slot.day) = (message_id, digest, day);
         self.0.push(slot);
     }
@@ -65,6 +69,10 @@ impl Copies {
 
     pub(super) fn live(&self, today: i32) -> impl Iterator<Item = &Slot> {
         self.slots().iter().filter(move |slot| is_live(slot, today))
+    }
+
+    pub(super) fn is_known(&self, hash: u64, today: i32) -> bool {
+        self.0.find(hash).any(|at| is_live(&self.slots()[at], today))
     }
 
     /// Hashes under which there is nothing but what is too old.
@@ -97,5 +105,6 @@ pub(super) fn hash(salt: [u8; 16], message_id: u64) -> u64 {
 }
 
 pub(super) fn entry(slot: &Slot) -> Entry {
-    Entry { state: State::Copy, day: slot.day, size: 0, message_id: slot.message_id, digest: slot.digest }
+    let (message_id, digest) = (slot.message_id, slot.digest);
+    Entry { state: State::Copy, day: slot.day, size: slot.size(), message_id, digest }
 }

@@ -70,7 +70,8 @@ pub enum State {
         reached: bool,
     },
     /// A delivered message of a unified account, under its Message-ID and not
-    /// under a UID: for recognising copies. See [`Change::Copy`].
+    /// under a UID: for recognising copies. See [`Change::Copy`]. In place of
+    /// the size there is its [`origin`], or 0: the message itself is no copy.
     Copy,
 }
 
@@ -293,6 +294,11 @@ impl Ledger {
         self.copies.live(today).map(|slot| (slot.message_id, slot.digest))
     }
 
+    /// These, each with the [`origin`] of the message that was delivered.
+    pub fn copies_with_origins(&self, today: i32) -> impl Iterator<Item = (u64, u64, u64)> {
+        self.copies.live(today).map(|slot| (slot.message_id, slot.digest, slot.size()))
+    }
+
     /// How many copies there are, whatever their age.
     pub fn copies_len(&self) -> usize {
         self.copies.len()
@@ -303,6 +309,11 @@ impl Ledger {
     /// already; this is for polls that have no listing.
     pub fn outdated_copies(&self, today: i32) -> impl Iterator<Item = Change> {
         self.copies.outdated(today).map(|hash| Change::Forget { hash })
+    }
+
+    /// Whether a copy under this hash ([`Ledger::iter`]) counts today.
+    pub fn has_copy(&self, hash: u64, today: i32) -> bool {
+        self.copies.is_known(hash, today)
     }
 
     /// Whether there is an entry under this hash, of a UID or a copy.
@@ -336,7 +347,7 @@ impl Ledger {
             Change::Forget { hash } => self.forget(*hash),
             Change::Missed { hash, since, listings } => self.miss(*hash, *since, *listings),
             Change::Copy { message_id, digest, day } => {
-                self.copies.remember(self.salt, *message_id, *digest, *day);
+                self.copies.remember(self.salt, *message_id, *digest, 0, *day);
             }
         }
     }
@@ -358,7 +369,8 @@ impl Ledger {
                 (Kind::Owed, Some(Detail { attempts: *attempts, next_try, reason, to, reached }))
             }
             State::Copy => {
-                return self.copies.remember(self.salt, entry.message_id, entry.digest, entry.day);
+                let Entry { message_id, digest, size: origin, day, .. } = *entry;
+                return self.copies.remember(self.salt, message_id, digest, origin, day);
             }
         };
         let mut slot = Slot::new(hash, kind, entry.size);
@@ -514,6 +526,11 @@ impl Ledger {
     fn next_try(&self, at: usize) -> i64 {
         self.details.get(&identity(&self.table.slots()[at])).map_or(0, |detail| detail.next_try)
     }
+}
+
+/// What a copy remembers of the hash of its message's UID: as much as fits.
+pub fn origin(hash: u64) -> u64 {
+    hash >> 8
 }
 
 /// In ascending order, each once.

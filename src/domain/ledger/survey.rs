@@ -146,6 +146,8 @@ pub struct Findings {
     pub delete: Vec<Deletion>,
     /// Messages that are quarantined, or owed to some, and not due.
     pub waiting: u64,
+    /// Of these the ones that are owed.
+    pub owed: u64,
     /// Lines of the listing, void ones left out.
     pub listed: u64,
     /// Of these known and without need of a fetch.
@@ -153,13 +155,18 @@ pub struct Findings {
     /// What to forget or to count as missing. Where the listing does not allow
     /// to conclude anything from it, only copies that are too old.
     pub pruning: Vec<Change>,
-    /// Nearly all UIDs changed at once: of at least 20 kept ones that ought to
+    /// Messages that are kept, or owed to some.
+    pub remembered: u64,
+    /// Nearly all UIDs changed at once: of at least 20 of these that ought to
     /// be listed fewer than a tenth is, and at least 20 others are.
     pub all_changed: bool,
     /// With [`OnUidChange::MatchMessageId`], after or at a mass change: sorted
     /// Message-ID hashes of kept messages that this listing lacks. What bears
     /// one of them was taken under another UID.
     pub vanished_ids: Vec<u64>,
+    /// Likewise what is owed, with the hashes of its UIDs: what bears such a
+    /// Message-ID may be owed to these under another UID.
+    pub vanished_owed: Vec<(u64, Entry)>,
 }
 
 impl Findings {
@@ -275,7 +282,10 @@ impl<'a> Survey<'a> {
         match verdict {
             Verdict::Ambiguous => self.fetch(number, hash, uid, None, true),
             Verdict::Clear(Action::Nothing) => self.found.known += 1,
-            Verdict::Clear(Action::Wait) => self.found.waiting += 1,
+            Verdict::Clear(Action::Wait) => {
+                self.found.waiting += 1;
+                self.found.owed += u64::from(self.is_owed(at));
+            }
             Verdict::Clear(Action::Retry) => {
                 let prior = Some(Box::new(self.ledger.entry(at)));
                 self.fetch(number, hash, uid, prior, false);
@@ -297,6 +307,7 @@ impl<'a> Survey<'a> {
                 Verdict::Ambiguous | Verdict::Clear(Action::Retry) => {}
                 Verdict::Clear(Action::Wait) => {
                     self.found.waiting -= 1;
+                    self.found.owed -= u64::from(self.is_owed(at));
                     self.fetch(first, hash, uid, None, true);
                 }
                 Verdict::Clear(Action::Nothing | Action::Delete) => {
@@ -317,6 +328,10 @@ impl<'a> Survey<'a> {
             alike &= action == first;
         }
         if twins && (!alike || first == Action::Retry) { Verdict::Ambiguous } else { Verdict::Clear(first) }
+    }
+
+    fn is_owed(&self, at: usize) -> bool {
+        self.ledger.table.slots()[at].kind() == Kind::Owed
     }
 
     fn action(&self, at: usize) -> Action {
@@ -369,26 +384,35 @@ impl<'a> Survey<'a> {
     }
 
     fn find_mass_change(&mut self) {
-        let (mut expected, mut listed, mut missing) = (0_u64, 0_u64, 0_u64);
-        for (slot, number) in self.kept() {
+        let (mut all, mut expected, mut listed, mut missing) = (0, 0_u64, 0_u64, 0_u64);
+        for (slot, number) in self.remembered() {
+            all += 1;
             expected += u64::from(slot.missed() == 0);
             listed += u64::from(slot.missed() == 0 && number != 0);
             missing += u64::from(slot.missed() > 0 && number == 0);
         }
+        self.found.remembered = all;
         self.found.all_changed = expected >= MASS && listed * 10 < expected && self.strange >= MASS;
         let matching = self.policy.on_uid_change == OnUidChange::MatchMessageId;
         if matching && (self.found.all_changed || missing >= MASS) {
-            let gone = self.kept().filter(|(slot, number)| *number == 0 && slot.message_id != 0);
-            let mut ids: Vec<u64> = gone.map(|(slot, _)| slot.message_id).collect();
+            let (mut ids, mut owed) = (Vec::new(), Vec::new());
+            for (at, slot) in self.ledger.table.slots().iter().enumerate() {
+                match slot.kind() {
+                    _ if self.numbers[at] != 0 || slot.message_id == 0 => {}
+                    Kind::Kept => ids.push(slot.message_id),
+                    Kind::Owed => owed.push((slot.hash, self.ledger.entry(at))),
+                    _ => {}
+                }
+            }
             ids.sort_unstable();
             ids.dedup();
-            self.found.vanished_ids = ids;
+            (self.found.vanished_ids, self.found.vanished_owed) = (ids, owed);
         }
     }
 
-    fn kept(&self) -> impl Iterator<Item = (&Slot, u32)> {
+    fn remembered(&self) -> impl Iterator<Item = (&Slot, u32)> {
         let slots = self.ledger.table.slots().iter().zip(self.numbers.iter().copied());
-        slots.filter(|(slot, _)| slot.kind() == Kind::Kept)
+        slots.filter(|(slot, _)| matches!(slot.kind(), Kind::Kept | Kind::Owed))
     }
 
     fn prune(&mut self) {

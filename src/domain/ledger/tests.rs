@@ -127,7 +127,7 @@ fn quarantined_mail_waits_and_then_comes_back_with_what_is_known_of_it() {
         put("lost", entry(State::Uncertain, 1, 1)),
     ]);
     let found = list(&ledger, keep(), &["later", "due", "lost", "new"]);
-    assert_eq!((unseen(&found), found.waiting), (vec![2, 3, 4], 1));
+    assert_eq!((unseen(&found), found.waiting, found.owed), (vec![2, 3, 4], 1, 0));
     let prior = |at: usize| found.unseen[at].prior.as_ref().map(|prior| prior.state.clone());
     assert_eq!((prior(0), prior(1), prior(2)), (Some(quarantined(now)), Some(State::Uncertain), None));
 }

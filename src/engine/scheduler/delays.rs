@@ -76,16 +76,23 @@ impl Scheduler {
             return Some(now);
         }
         match end.failure {
-            None => entry.failures = 0,
+            None => (entry.failures, entry.refused) = (0, 0),
             Some((Code::Interrupted, _)) => {}
-            Some(_) => entry.failures = entry.failures.saturating_add(1),
+            Some((code, _)) => {
+                entry.failures = entry.failures.saturating_add(1);
+                match code {
+                    Code::AuthFailed => entry.refused = entry.refused.saturating_add(1),
+                    code if code.is_behind_login() => entry.refused = 0,
+                    _ => {}
+                }
+            }
         }
-        let (uid, interval, failures) = (entry.uid, entry.interval, entry.failures);
+        let (uid, interval, failures, refused) = (entry.uid, entry.interval, entry.failures, entry.refused);
         let slot = self.slot(id, now);
         // Doubles with each failure in a row; never shorter than `first`.
-        let backoff = |first: Duration, longest: Duration| {
+        let backoff = |count: u16, first: Duration, longest: Duration| {
             let first = millis(first);
-            let doubled = first.saturating_mul(1_u64 << u64::from(failures.saturating_sub(1)).min(32));
+            let doubled = first.saturating_mul(1_u64 << u64::from(count.saturating_sub(1)).min(32));
             let wait = doubled.min(millis(longest)).max(first);
             Moment(now.0.saturating_add(wait).saturating_add(share(uid, (wait / 10).min(60_000))))
         };
@@ -96,14 +103,16 @@ impl Scheduler {
             // after the other.
             Some((_, Scope::Host)) => now.after(rules.delay_failed_hosts),
             // Such a login, repeated, locks the account: never more often than
-            // the rhythm, and ever more seldom.
-            Some((Code::AuthFailed | Code::AuthUnavailable | Code::UidsChanged | Code::UidlMissing, _)) => {
-                backoff(delay, LONGEST_DELAY).max(slot)
+            // the rhythm, and ever more seldom, also when the host is away in
+            // between.
+            Some((Code::AuthFailed, _)) => backoff(refused, delay, LONGEST_DELAY).max(slot),
+            Some((Code::AuthUnavailable | Code::UidsChanged | Code::UidlMissing, _)) => {
+                backoff(failures, delay, LONGEST_DELAY).max(slot)
             }
-            Some((_, Scope::Account)) => backoff(delay, delay),
+            Some((_, Scope::Account)) => backoff(failures, delay, delay),
             Some((_, Scope::Local)) => {
                 let first = FIRST_LOCAL_DELAY.min(Duration::from_millis(interval));
-                backoff(first, delay.max(Duration::from_millis(interval)))
+                backoff(failures, first, delay.max(Duration::from_millis(interval)))
             }
         };
         let wish = end.login_delay.map_or(now, |wish| now.after(wish.min(LONGEST_LOGIN_DELAY)));

@@ -38,6 +38,8 @@ pub(super) struct Entry {
     pub(super) due: Moment,
     pub(super) last_start: Moment,
     pub(super) failures: u16,
+    /// Logins refused in a row, whatever came between.
+    pub(super) refused: u16,
     /// Turns in a row at which its host said nothing until it had to yield.
     pub(super) turns: u8,
     /// Changed while it was polled: again at once.
@@ -90,7 +92,7 @@ impl Scheduler {
         entry.host = host;
         entry.gone = false;
         if again {
-            entry.failures = 0;
+            (entry.failures, entry.refused) = (0, 0);
             entry.again = polling;
             // Perhaps it was not the host, but how this record spoke to it:
             // the record is the probe.

@@ -152,6 +152,54 @@ fn repeated_refusals_of_a_password_come_ever_more_seldom() {
 }
 
 #[test]
+fn a_host_that_is_away_in_between_does_not_make_refused_logins_more_frequent() {
+    let mut scheduler = Scheduler::new(rules());
+    let id = once(&mut scheduler, "a", "h", START);
+    let mut now = START;
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        for end in [failed(Code::AuthFailed, Scope::Account), failed(Code::HostUnreachable, Scope::Host)] {
+            assert_eq!(starts(&mut scheduler, now), [id]);
+            let next = scheduler.finished(id, end, now).unwrap();
+            if end.failure == Some((Code::AuthFailed, Scope::Account)) {
+                waits.push(next.since(now));
+            }
+            now = next;
+        }
+    }
+    for (wait, least) in waits.iter().zip([10, 20, 40, 80]) {
+        assert!(*wait >= least * MINUTE && *wait < (least + 6) * MINUTE, "{waits:?}");
+    }
+    // One that was taken, whatever came of its mail, ends it.
+    starts(&mut scheduler, now);
+    now = scheduler.finished(id, failed(Code::DestinationUnavailable, Scope::Local), now).unwrap();
+    starts(&mut scheduler, now);
+    let next = scheduler.finished(id, failed(Code::AuthFailed, Scope::Account), now).unwrap();
+    assert!(next.since(now) < 16 * MINUTE);
+}
+
+#[test]
+fn a_login_that_is_known_to_be_refused_waits_and_counts_on() {
+    let mut scheduler = Scheduler::new(rules());
+    let id = once(&mut scheduler, "a", "h", START);
+    assert_eq!(starts(&mut scheduler, START), [id]);
+    let until = START.after(200 * MINUTE);
+    assert_eq!(scheduler.hold(id, until, 5, START), Some(until));
+    assert_eq!(starts(&mut scheduler, START.after(199 * MINUTE)), []);
+    assert_eq!(starts(&mut scheduler, until), [id]);
+    let next = scheduler.finished(id, failed(Code::AuthFailed, Scope::Account), until).unwrap();
+    assert!(next.since(until) >= 320 * MINUTE, "the sixth in a row");
+    // Changed while it was asked for: that is tried at once.
+    starts(&mut scheduler, next);
+    scheduler.put(&timing("a", "h"), Past::default(), true, next);
+    assert_eq!(scheduler.hold(id, next.after(60 * MINUTE), 6, next), Some(next));
+    // A clock that is wrong holds nothing for ever.
+    starts(&mut scheduler, next);
+    let held = scheduler.hold(id, next.after(1_000_000 * MINUTE), 6, next).unwrap();
+    assert_eq!(held.since(next), LONGEST_DELAY);
+}
+
+#[test]
 fn a_locked_account_waits_its_delay_and_others_of_its_host_do_not() {
     let mut scheduler = Scheduler::new(rules());
     let locked = once(&mut scheduler, "locked", "h", START);
@@ -396,6 +444,7 @@ enum Event {
     Remove(u8),
     Follow(u8, u8),
     Pass(u32),
+    Rest(u16, u16),
     Finish(u8, u8),
     Answer(u8),
 }
@@ -407,6 +456,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..40_u8).prop_map(Event::Remove),
         1 => (0..8_u8, 0..4_u8).prop_map(|(processors, connections)| Event::Follow(processors, connections)),
         4 => (0..600_000_u32).prop_map(Event::Pass),
+        1 => (0..900_u16, 0..900_u16).prop_map(|(from, long)| Event::Rest(from, long)),
         6 => (any::<u8>(), 0..8_u8).prop_map(|(which, how)| Event::Finish(which, how)),
         2 => any::<u8>().prop_map(Event::Answer),
     ]
@@ -432,6 +482,7 @@ proptest! {
         let mut scheduler = Scheduler::new(rules());
         let mut rules = rules();
         let mut now = START;
+        let mut rest: Option<Rest> = None;
         // Some records share a maildrop.
         let shared = |record: u8, host: u8| {
             Timing { maildrop: u64::from(record % 9), ..timing(&format!("r{record}"), &format!("h{host}")) }
@@ -462,10 +513,17 @@ proptest! {
                     scheduler.follow(rules, now);
                 }
                 Event::Pass(wait) => now = now.after(Duration::from_millis(wait.into())),
+                Event::Rest(ahead, long) => {
+                    let from = now.after(Duration::from_secs(ahead.into()));
+                    let until = from.after(Duration::from_secs(long.into()));
+                    rest = (long > 0).then_some(Rest { from, until });
+                    scheduler.rest(rest, now);
+                }
                 Event::Finish(which, how) => if !running.is_empty() {
                     let (id, _) = running.remove(usize::from(which) % running.len());
                     if let Some(next) = scheduler.finished(id, ending(how), now) {
                         prop_assert!(next >= now);
+                        prop_assert!(rest.is_none_or(|rest| next < rest.from || next >= rest.until));
                     }
                 },
                 Event::Answer(which) => if !running.is_empty() {
@@ -476,6 +534,7 @@ proptest! {
                 match scheduler.step(now) {
                     Step::Poll(id) => {
                         prop_assert!(running.iter().all(|(other, _)| *other != id), "polled twice at once");
+                        prop_assert!(rest.is_none_or(|rest| now < rest.from || now >= rest.until), "at rest");
                         prop_assert!(running.iter().all(|(_, other)| *other != at[&id]), "two at one maildrop");
                         running.push((id, at[&id]));
                         prop_assert!(running.len() <= rules.processors as usize);

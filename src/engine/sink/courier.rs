@@ -16,7 +16,8 @@ use super::pool::Shelf;
 use super::session::{Desk, Lost, Session, Task, Terms};
 use crate::domain::code::Code;
 use crate::domain::work::MailHost;
-use crate::engine::ports::{Content, Job, Outcome, Undelivered};
+use crate::engine::ports::{Content, Job, Outcome, Undelivered, Verdict};
+use crate::engine::refusals;
 use crate::smtp::Error;
 
 /// Connections of one courier.
@@ -32,10 +33,10 @@ const SPARE: usize = 8;
 const SLOW: Duration = Duration::from_millis(4);
 /// Above this it pays to have a few lanes, so that one is served while others
 /// wait for a reply (DATA has to wait for one amid each message).
-const BRISK: Duration = Duration::from_micros(100);
+const BRISK: Duration = Duration::from_micros(30);
 const FEW_LANES: usize = 4;
 /// Fewer messages than these are through before another connection is made.
-const WORTH_A_LANE: usize = 16;
+const WORTH_A_LANE: usize = 3;
 /// How often it is looked at whether more lanes are wanted.
 const REVIEW: Duration = Duration::from_millis(10);
 /// Connections lost in a row without one accepted message.
@@ -68,6 +69,12 @@ struct Counter {
     lost_in_row: u32,
     /// No connection can be had at all.
     down: Option<Trouble>,
+}
+
+fn is_cut_off(outcome: &Outcome) -> bool {
+    let of =
+        |verdict: &Verdict| matches!(verdict, Verdict::Deferred(refusal) if refusals::is_cut_off(refusal));
+    outcome.result.as_ref().is_ok_and(|verdicts| verdicts.iter().any(of))
 }
 
 fn octets(job: &Job) -> usize {
@@ -274,13 +281,16 @@ impl<D: Dial> Way<D> {
     fn recover(&self, session: Session<D::Stream>, lost: &Lost) {
         let (reused, heard, accepted) = (session.is_reused(), session.heard, session.accepted);
         let (outcomes, tasks) = session.salvage(lost);
+        let is_cut_off = outcomes.iter().any(is_cut_off);
         for outcome in outcomes {
             self.report(outcome);
         }
         let trouble = Trouble::new(Code::DestinationUnavailable, &self.host, &lost.error);
         // A connection that died while it was idle says nothing about the
         // destination, and one that was cut behind some messages little.
-        let innocent = accepted > 0 || lost.aborted || lost.is_for_bdat() || (reused && heard == 0);
+        // So it is with one that had enough of a message's unknown recipients.
+        let innocent =
+            accepted > 0 || is_cut_off || lost.aborted || lost.is_for_bdat() || (reused && heard == 0);
         if lost.is_for_bdat() {
             self.shelf.forgo_chunking();
         }

@@ -127,6 +127,13 @@ impl MailSink for Sinks {
             (Via::Maildir, None) => nowhere(&route),
         }
     }
+
+    fn ahead(&self, route: &Route) -> usize {
+        match (route.via, &self.maildir) {
+            (Via::Maildir, Some(maildir)) => maildir.ahead(route),
+            _ => 0,
+        }
+    }
 }
 
 /// A courier for a route that leads nowhere: every job comes back.

@@ -566,6 +566,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let (mut outcomes, mut tasks) = (Vec::new(), Vec::new());
         let written = self.wire.written();
         let farewell = lost.farewell || self.farewell;
+        let ended = !matches!(lost.error, smtp::Error::TimedOut { .. } | smtp::Error::TooSlow { .. });
         for mut transaction in self.transactions.drain(..) {
             let sent = transaction.end.is_some_and(|end| written >= end);
             if transaction.is_settled() {
@@ -579,6 +580,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 });
             } else if transaction.aborted {
                 outcomes.push(Outcome { id: transaction.id, result: Err(Undelivered::Aborted) });
+            } else if ended && transaction.is_amid_recipients() {
+                // Servers put up with so many unknown recipients and no more:
+                // asking for all of them again would end in the same way.
+                outcomes.push(Outcome { id: transaction.id, result: Ok(transaction.verdicts_so_far()) });
             } else if sent && !farewell {
                 let result = Err(Undelivered::Unknown { message: doubt(&lost.error) });
                 outcomes.push(Outcome { id: transaction.id, result });

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::session::{Lost, Task, Terms};
 use crate::domain::envelope::{Envelope, Mailbox, Notify};
 use crate::engine::ports::{Content, Job, Part, Refusal, Verdict};
+use crate::engine::refusals;
 use crate::smtp;
 use crate::smtp::client::Protocol;
 use crate::smtp::command::{self, MailParameters, Ret};
@@ -100,7 +101,7 @@ pub(super) struct Transaction {
 impl Transaction {
     /// The transaction of a task, not begun. With `reset` RSET goes before.
     pub(super) fn new(task: Task, extensions: &Extensions, protocol: Protocol, reset: bool) -> Self {
-        let Task { job: Job { id, envelope, content }, lost, since, spent: touched } = task;
+        let Task { job: Job { id, envelope, content, .. }, lost, since, spent: touched } = task;
         let (needs, has) = (envelope.size.unwrap_or(0), extensions.max_size.unwrap_or(u64::MAX));
         let recipients = envelope.recipients.len();
         let standing: Vec<_> = envelope
@@ -108,11 +109,9 @@ impl Transaction {
             .iter()
             .map(|to| {
                 if needs > has {
-                    let text = "5.3.4 the message is larger than the destination's SIZE limit";
-                    Standing::Settled(Verdict::Refused(local(552, text, "MAIL")))
+                    Standing::Settled(Verdict::Refused(local(552, refusals::TOO_LARGE, "MAIL")))
                 } else if to.address.needs_utf8() && !extensions.smtp_utf8 {
-                    let text = "5.6.7 the address needs SMTPUTF8, which the destination does not have";
-                    Standing::Settled(Verdict::Refused(local(553, text, "RCPT")))
+                    Standing::Settled(Verdict::Refused(local(553, refusals::NEEDS_UTF8, "RCPT")))
                 } else {
                     Standing::Open
                 }
@@ -163,7 +162,7 @@ impl Transaction {
             lost: self.lost + 1,
             since: self.since,
             spent: self.touched,
-            job: Job { id: self.id, envelope: self.envelope, content: self.content },
+            job: Job { id: self.id, envelope: self.envelope, content: self.content, leave: None },
         }
     }
 
@@ -191,6 +190,21 @@ impl Transaction {
     /// over (LMTP).
     pub(super) fn has_delivered(&self) -> bool {
         self.standing.iter().any(|standing| matches!(standing, Standing::Settled(Verdict::Accepted)))
+    }
+
+    /// Whether some recipients were refused, others have no answer, and nothing
+    /// of the message was sent.
+    pub(super) fn is_amid_recipients(&self) -> bool {
+        let is_refused = |standing: &Standing| matches!(standing, Standing::Settled(Verdict::Refused(refusal)) if refusal.at == "RCPT");
+        self.end.is_none() && !self.touched && self.octets == 0 && self.standing.iter().any(is_refused)
+    }
+
+    /// The verdicts of a transaction of which no more is heard.
+    pub(super) fn verdicts_so_far(&mut self) -> Vec<Verdict> {
+        let (code, at) = refusals::CUT_OFF;
+        let cut_off = local(code, "4.4.2 the connection ended amid the recipients", at);
+        self.settle_open(&Verdict::Deferred(cut_off));
+        self.verdicts()
     }
 
     pub(super) fn verdicts(&mut self) -> Vec<Verdict> {

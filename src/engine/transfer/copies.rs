@@ -13,8 +13,8 @@ pub(super) type Key = (u64, u64);
 /// those that came in this session.
 #[derive(Debug)]
 pub(in super::super) struct Copies {
-    /// By the ledger; sorted.
-    delivered: Vec<Key>,
+    /// By the ledger, each with the origin that it remembers; sorted.
+    delivered: Vec<(Key, u64)>,
     here: HashMap<Key, Twin>,
     /// The Message-IDs of `here`.
     ids: HashSet<u64>,
@@ -62,11 +62,12 @@ impl Copies {
             .filter(|(hash, entry)| matches!(entry.state, State::Owed { .. }) && is_missing(*hash))
             .map(|(_, entry)| entry.message_id)
             .collect();
-        Self::new(ledger.copies(today).filter(|(id, _)| !vanished.contains(id)))
+        let copies = ledger.copies_with_origins(today).filter(|(id, ..)| !vanished.contains(id));
+        Self::new(copies.map(|(id, digest, origin)| ((id, digest), origin)))
     }
 
-    fn new(delivered: impl Iterator<Item = Key>) -> Self {
-        let mut delivered: Vec<Key> = delivered.collect();
+    fn new(delivered: impl Iterator<Item = (Key, u64)>) -> Self {
+        let mut delivered: Vec<(Key, u64)> = delivered.collect();
         delivered.sort_unstable();
         Self { delivered, here: HashMap::new(), ids: HashSet::new() }
     }
@@ -74,10 +75,19 @@ impl Copies {
     /// Whether a message with this Message-ID may be a copy. One without
     /// (0) never is.
     pub(in super::super) fn knows(&self, message_id: u64) -> bool {
-        let at = self.delivered.partition_point(|(id, _)| *id < message_id);
+        let at = self.delivered.partition_point(|((id, _), _)| *id < message_id);
         message_id != 0
-            && (self.delivered.get(at).is_some_and(|(id, _)| *id == message_id)
+            && (self.delivered.get(at).is_some_and(|((id, _), _)| *id == message_id)
                 || self.ids.contains(&message_id))
+    }
+
+    /// Whether the ledger knows a message with this content, and not as
+    /// `taken` itself: of that it may know no more, or no more to whom it is
+    /// owed, because a person deleted its line.
+    fn is_delivered(&self, taken: &Taken, key: Key) -> bool {
+        let at = self.delivered.binary_search_by_key(&key, |(key, _)| *key);
+        let origin = at.ok().and_then(|at| self.delivered.get(at)).map(|(_, origin)| *origin);
+        origin.is_some_and(|origin| origin == 0 || origin != taken.fetch.origin())
     }
 
     /// Takes a message that has been read whole.
@@ -86,7 +96,7 @@ impl Copies {
         if taken.message_id == 0 {
             return Meeting::First(taken);
         }
-        if self.delivered.binary_search(&key).is_ok() {
+        if self.is_delivered(&taken, key) {
             return Meeting::Copy(taken);
         }
         match self.here.get_mut(&key) {
@@ -140,11 +150,23 @@ mod tests {
 
     #[test]
     fn the_ledgers_messages_have_copies() {
-        let mut copies = Copies::new([(5, 50), (7, 71), (7, 70)].into_iter());
+        let mut copies = Copies::new([((5, 50), 0), ((7, 71), 0), ((7, 70), 9)].into_iter());
         assert!(copies.knows(5) && copies.knows(7) && !copies.knows(6) && !copies.knows(0));
         assert!(matches!(copies.meet(taken(1, 7), 70), Meeting::Copy(_)));
         // Another message with the same Message-ID.
         assert!(matches!(copies.meet(taken(2, 7), 72), Meeting::First(_)));
+    }
+
+    #[test]
+    fn a_message_is_no_copy_of_itself() {
+        let hash = 0x0123_4567_89ab_cdef;
+        let mut itself = taken(1, 7);
+        (itself.fetch.uid, itself.fetch.hash) = (Some(b"u1".as_slice().into()), hash);
+        let mut copies = Copies::new([((7, 70), crate::domain::ledger::origin(hash))].into_iter());
+        assert!(matches!(copies.meet(itself, 70), Meeting::First(_)));
+        let mut other = taken(2, 7);
+        (other.fetch.uid, other.fetch.hash) = (Some(b"u2".as_slice().into()), !hash);
+        assert!(matches!(copies.meet(other, 70), Meeting::Copy(_)));
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl<'a> Couriers<'a> {
         }
     }
 
+    /// How many messages the courier of a lane prepares ahead.
+    pub(super) fn ahead(&self, lane: usize) -> usize {
+        self.routes.get(lane).map_or(0, |route| self.sink.ahead(route))
+    }
+
     /// Hands a job over.
     pub(super) async fn send(&mut self, lane: usize, job: Job) -> Result<(), SendError<Job>> {
         self.open(lane);

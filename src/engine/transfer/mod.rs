@@ -17,21 +17,26 @@ use super::route::Lanes;
 use super::standing::Desk;
 use crate::domain::code::Code;
 use crate::domain::envelope::Recipient;
-use crate::domain::ledger::{Ledger, Twins};
+use crate::domain::ledger::{Entry, Ledger, Twins};
 use crate::domain::work::WorkItem;
 use crate::message::Trace;
 use crate::net::Stream;
 use crate::pop3::{Client, Command, Event};
 
+mod ahead;
 mod copies;
 mod couriers;
+mod notices;
 mod outcome;
 mod reading;
 mod trouble;
 mod unified;
 
+use ahead::Leaves;
 pub(super) use copies::Copies;
 pub(super) use couriers::Couriers;
+use notices::Doubted;
+use outcome::Streak;
 pub(super) use unified::knows_copies;
 
 /// RETRs under way at once, where the server announces PIPELINING.
@@ -51,7 +56,9 @@ const KEEPALIVE: Duration = Duration::from_secs(25);
 const DRAIN: Duration = Duration::from_secs(5);
 /// Refusals for now, with no acceptance between them, that end a poll.
 const DEFERRALS: u32 = 5;
-/// Refusals of the recipient for good, likewise.
+/// And so many for the same recipients.
+const MOST_DEFERRALS: u32 = 50;
+/// Refusals for good before any of a message was sent, likewise.
 const REFUSALS: u32 = 10;
 
 /// How a session ended.
@@ -79,6 +86,9 @@ pub(super) struct Context<'a> {
     pub(super) keys: Ledger,
     /// Sorted hashes of Message-IDs that count as known.
     pub(super) known: Vec<u64>,
+    /// Owed messages that the listing lacks, after a mass change of UIDs: by
+    /// Message-ID, each with the hash of its UID.
+    pub(super) moved: HashMap<u64, Vec<(u64, Entry)>>,
     /// Tells messages of one UID apart, by its hash.
     pub(super) twins: HashMap<u64, Twins>,
     /// Fetching ends here.
@@ -104,7 +114,7 @@ impl Context<'_> {
             _ => &self.recipient,
         };
         let unified = self.desk(away).map(|desk| UnifiedRules { desk, copies });
-        Judgement { keys: &self.keys, recipient, known: &self.known, unified }
+        Judgement { keys: &self.keys, recipient, known: &self.known, moved: &self.moved, unified }
     }
 
     /// Of a unified account.
@@ -163,6 +173,8 @@ pub(super) struct Transfer<'a> {
     out: Outgoing,
     ready: VecDeque<(Job, Handed)>,
     handed: HashMap<u64, Handed>,
+    /// Those of them that may not be delivered yet.
+    leaves: Leaves,
     /// Answers of unified accounts to streams that are not at their end yet.
     early: HashMap<u64, (Handed, Answer)>,
     held_octets: u64,
@@ -172,9 +184,10 @@ pub(super) struct Transfer<'a> {
     deletions: VecDeque<u32>,
     deletes_sent: usize,
     next_id: u64,
-    /// For each lane, refusals for now and for good with no acceptance between
-    /// them.
-    bad_streaks: Vec<(u32, u32)>,
+    /// For each lane.
+    bad_streaks: Vec<Streak>,
+    /// Of unified accounts, each refused by all of its recipients.
+    doubted: Vec<Doubted>,
     failed: Option<PollError>,
     stopping: bool,
     in_step: bool,
@@ -199,7 +212,7 @@ impl<'a> Transfer<'a> {
         tally: &'a mut Tally,
     ) -> Self {
         let fetched_before = tally.counters.fetched;
-        let bad_streaks = vec![(0, 0); context.lanes.count()];
+        let bad_streaks = (0..context.lanes.count()).map(|_| Streak::default()).collect();
         Self {
             context,
             client,
@@ -217,6 +230,7 @@ impl<'a> Transfer<'a> {
             out: Outgoing::default(),
             ready: VecDeque::new(),
             handed: HashMap::new(),
+            leaves: Leaves::default(),
             early: HashMap::new(),
             held_octets: 0,
             again: Vec::new(),
@@ -225,6 +239,7 @@ impl<'a> Transfer<'a> {
             deletes_sent: 0,
             next_id: 0,
             bad_streaks,
+            doubted: Vec::new(),
             failed: None,
             stopping: false,
             in_step: true,
@@ -278,6 +293,13 @@ impl<'a> Transfer<'a> {
                 return Err(self.on_overdue());
             }
             self.ask();
+            if !self.doubted.is_empty() && self.is_idle() {
+                if self.stopping || self.failed.is_some() {
+                    // A later poll finds out again.
+                    self.doubted.clear();
+                }
+                self.believe(None);
+            }
             let idle = self.is_idle();
             if self.batch.is_due(idle) {
                 self.batch.start();
@@ -290,17 +312,17 @@ impl<'a> Transfer<'a> {
                 return Ok(self.end());
             }
             let reading = self.client.in_flight() > 0 && !self.is_full();
-            let room = self.batch.room(self.handed.len());
+            self.give_leave();
             let commit_at = self.batch.due_in().map(|wait| Instant::now() + wait);
             let keepalive = self.heard + KEEPALIVE;
             let keep_alive = self.client.in_flight() == 0;
             let (stopping, until) = (self.stopping, self.context.until);
             let (draining, drained_by) = (self.draining, self.heard + DRAIN);
-            let lane = self.ready.front().map(|(_, handed)| handed.lane).filter(|_| room > 0);
+            let (lane, free) = (self.next_lane(), self.is_free());
             if let Some(lane) = lane {
                 self.couriers.open(lane);
             }
-            let Self { client, couriers, batch, out, ready, handed, .. } = &mut *self;
+            let Self { client, couriers, batch, out, ready, handed, leaves, .. } = &mut *self;
             let Couriers { jobs, outcomes, .. } = couriers;
             let step = tokio::select! {
                 biased;
@@ -310,7 +332,7 @@ impl<'a> Transfer<'a> {
                     match (permit, ready.pop_front()) {
                         (Ok(permit), Some((job, message))) => {
                             handed.insert(job.id, message);
-                            permit.send(job);
+                            permit.send(leaves.admit(job, free));
                             Step::Moved
                         }
                         _ => Step::CourierGone,

@@ -1,15 +1,50 @@
 //! What becomes of a message: the destination's answers, the rules, and what
 //! the ledger is told of them.
 
+use std::collections::HashSet;
+
 use super::super::incoming::{Fetch, Taken};
 use super::super::ports::{LedgerError, Outcome, Undelivered, Verdict};
+use super::super::refusals::{is_before_content, is_for_another_turn};
 use super::super::report::{PollError, Scope};
-use super::super::standing::Standing;
-use super::{Answer, DEFERRALS, Handed, REFUSALS, Transfer, ledger_error};
+use super::super::standing::{Sent, Standing};
+use super::{Answer, DEFERRALS, Handed, MOST_DEFERRALS, REFUSALS, Transfer, ledger_error};
 use crate::domain::code::Code;
 use crate::domain::ledger::{Action, Change, Entry, State, Twin, day_of};
 use crate::domain::text::shown;
 use crate::domain::work::OnReject;
+
+/// What a lane's destination refused, with no acceptance between.
+#[derive(Debug, Default)]
+pub(super) struct Streak {
+    /// Messages refused for now: of those for the same recipients one counts.
+    deferred: u32,
+    /// All of them.
+    messages: u32,
+    /// Messages that were refused for good before any of it was sent.
+    pub(super) refused: u32,
+    /// Who was put off.
+    whom: HashSet<u64>,
+}
+
+impl Streak {
+    /// One more was refused for now. Whether that is enough: one account that
+    /// is full says nothing about the others, but all of a maildrop is not
+    /// retrieved to learn so.
+    fn defer(&mut self, whom: &[Sent]) -> bool {
+        self.messages += 1;
+        let known = self.whom.len();
+        self.whom.extend(whom.iter().map(|to| to.hash));
+        self.deferred += u32::from(whom.is_empty() || self.whom.len() > known);
+        self.deferred >= DEFERRALS || self.messages >= MOST_DEFERRALS
+    }
+
+    /// One more was refused for good. Whether that is enough.
+    fn refuse(&mut self) -> bool {
+        self.refused += 1;
+        self.refused >= REFUSALS
+    }
+}
 
 impl Transfer<'_> {
     /// Whether a message that its UID does not tell apart was taken before;
@@ -69,6 +104,8 @@ impl Transfer<'_> {
         }
         if known {
             self.suppress(taken);
+        } else if waits {
+            self.tally.counters.waiting += 1;
         }
         Ok(known || waits)
     }
@@ -113,11 +150,15 @@ impl Transfer<'_> {
             self.batch.add_beside(Change::Forget { hash: fetch.hash });
         }
         self.batch.add_outcome(Change::Put { uid: fetch.uid_of(digest), entry: entry.clone() }, delete);
+        if let Some(hash) = fetch.moved_from.filter(|hash| *hash != fetch.hash) {
+            self.batch.add_beside(Change::Forget { hash });
+        }
         entry
     }
 
     pub(super) fn on_outcome(&mut self, outcome: Outcome) {
         let Some(handed) = self.handed.remove(&outcome.id) else { return };
+        self.leaves.forget(outcome.id);
         self.held_octets -= handed.octets;
         if handed.unified.is_some() {
             self.on_unified(outcome.id, handed, outcome.result);
@@ -134,7 +175,7 @@ impl Transfer<'_> {
             && !fetch.to_postmaster
             && matches!(&answer, Ok(verdicts) if matches!(verdicts.first(), Some(Verdict::Refused(_))));
         if !sent_on {
-            self.learn(lane, &answer, true);
+            self.learn(lane, &answer, &[], true);
         }
         match answer {
             Ok(verdicts) => match verdicts.into_iter().next() {
@@ -144,8 +185,7 @@ impl Transfer<'_> {
                     self.settle_message(&fetch, taken.as_ref());
                 }
                 Some(Verdict::Deferred(refusal)) => {
-                    self.tally.counters.deferred += 1;
-                    self.tally.note(&format!("refused for now: {refusal}"));
+                    self.tally.defer(&format!("refused for now: {refusal}"));
                 }
                 Some(Verdict::Refused(refusal)) => {
                     // Only a word on the content may cost the message: what is
@@ -166,52 +206,58 @@ impl Transfer<'_> {
         if fetch.was_uncertain() || fetch.attempts() > 0 {
             self.quarantine(fetch, "uncertain", message, taken);
         } else {
-            self.tally.counters.deferred += 1;
-            self.tally.note(message);
+            self.tally.defer(message);
             self.put(fetch, taken, State::Uncertain, None);
         }
     }
 
-    /// What an answer says about the destination itself. With `alone` there
-    /// was one recipient, and its refusal says something about all messages.
-    pub(super) fn learn(&mut self, lane: usize, answer: &Answer, alone: bool) {
+    /// What an answer says about the destination itself, of whom it was asked
+    /// for. With `all` a refusal at RCPT says something about all messages.
+    pub(super) fn learn(&mut self, lane: usize, answer: &Answer, whom: &[Sent], all: bool) {
         let Some(streak) = self.bad_streaks.get_mut(lane) else { return };
         let (code, message) = match answer {
             Ok(verdicts) if verdicts.contains(&Verdict::Accepted) => {
-                *streak = (0, 0);
-                return;
+                *streak = Streak::default();
+                return self.believe(Some(lane));
             }
             Ok(verdicts) => {
+                let goes_on = !verdicts.iter().all(is_for_another_turn);
+                if goes_on && verdicts.iter().any(is_for_another_turn) {
+                    // The rest is still to come.
+                    return;
+                }
                 let deferred = verdicts.iter().find_map(|verdict| match verdict {
                     Verdict::Deferred(refusal) => Some(format!("the destination refuses for now: {refusal}")),
                     Verdict::Unknown { message } => Some(message.to_string()),
                     Verdict::Accepted | Verdict::Refused(_) => None,
                 });
                 let refused = verdicts.iter().find_map(|verdict| match verdict {
-                    Verdict::Refused(refusal) if refusal.at == "MAIL" || (alone && refusal.at == "RCPT") => {
+                    Verdict::Refused(refusal)
+                        if is_before_content(refusal) && (all || refusal.at != "RCPT") =>
+                    {
                         Some(format!("the destination refuses this account's mail: {refusal}"))
                     }
                     _ => None,
                 });
-                streak.0 += u32::from(deferred.is_some());
-                streak.1 += u32::from(deferred.is_none() && refused.is_some());
                 match (deferred, refused) {
-                    (Some(message), _) if streak.0 >= DEFERRALS => (Code::DestinationUnavailable, message),
-                    (None, Some(message)) if streak.1 >= REFUSALS => (Code::MessageRejected, message),
+                    (Some(message), _) if streak.defer(whom) => (Code::DestinationUnavailable, message),
+                    (None, Some(message)) if streak.refuse() => (Code::MessageRejected, message),
                     _ => return,
                 }
             }
             Err(Undelivered::Unavailable { code, message }) => (*code, message.to_string()),
             Err(Undelivered::Unknown { message }) => {
                 self.context.observer.uncertain(&self.context.item.key);
-                streak.0 += 1;
-                if streak.0 < DEFERRALS {
+                if !streak.defer(&[]) {
                     return;
                 }
                 (Code::DestinationUnavailable, message.to_string())
             }
             Err(Undelivered::Aborted) => return,
         };
+        if code == Code::MessageRejected {
+            self.disbelieve(lane, &message);
+        }
         self.lose(lane, code, &message);
     }
 
@@ -283,8 +329,7 @@ impl Transfer<'_> {
     fn set_aside(&self, fetch: &Fetch, why: &str) -> State {
         if self.context.item.unified.is_some() {
             let mut standing: Standing = fetch.standing();
-            standing.set_aside(why);
-            if let Some(owed) = standing.at_last(self.context.now) {
+            if let Some(owed) = standing.set_aside(self.context.now, fetch.is_owed(), why) {
                 return owed;
             }
         }
@@ -308,6 +353,7 @@ impl Transfer<'_> {
         if self.failed.is_none() {
             self.failed = Some(PollError { code, message: message.to_owned(), scope: Scope::Local });
         }
+        self.withdraw();
         // What is not handed over yet is fetched by a later poll.
         for (job, handed) in self.ready.drain(..) {
             self.held_octets -= handed.octets;
@@ -320,7 +366,8 @@ impl Transfer<'_> {
         loop {
             // A stream without its sender ends by itself; the courier has
             // deadlines of its own for everything else.
-            while !self.ready.is_empty() && self.batch.room(self.handed.len()) > 0 {
+            self.give_leave();
+            while !self.ready.is_empty() && self.is_free() {
                 let Some((job, handed)) = self.ready.pop_front() else { break };
                 let (id, lane) = (job.id, handed.lane);
                 self.handed.insert(id, handed);

@@ -5,17 +5,16 @@
 use std::collections::VecDeque;
 
 use super::super::incoming::{Ended, EndedWay, Entrusted, Fetch, Heading, Purpose, Taken, UnifiedRules};
-use super::super::ports::{Content, Job, Undelivered, Verdict, Via};
+use super::super::ports::{Job, Undelivered, Verdict};
 use super::super::report::{PollError, Scope};
-use super::super::route::{MAIN, to_mailbox};
-use super::super::standing::{Next, Standing};
+use super::super::route::MAIN;
+use super::super::standing::{Next, Standing, wait};
 use super::copies::Meeting;
 use super::{Answer, Handed, Transfer};
 use crate::domain::code::Code;
-use crate::domain::envelope::{Envelope, ReversePath};
-use crate::domain::ledger::{Change, State, day_of};
-use crate::domain::work::{Special, Unified};
-use crate::message::Notification;
+use crate::domain::ledger::{Change, Entry, State, day_of};
+use crate::domain::text::shown;
+use crate::domain::work::{OnReject, Special, Unified};
 
 impl Transfer<'_> {
     /// A message has been read to its end, and is known to be whole.
@@ -27,6 +26,11 @@ impl Transfer<'_> {
                 self.on_ruled(&taken, *rule, why);
             }
             return Ok(());
+        }
+        if let (EndedWay::Whole(_), Some(heading)) = (&way, &heading)
+            && self.is_another(&taken, heading)
+        {
+            taken.fetch.disown();
         }
         let was_owed = taken.fetch.is_owed();
         let is_identified = taken.fetch.standing.as_ref().is_some_and(|standing| standing.digest.is_some());
@@ -66,6 +70,24 @@ impl Transfer<'_> {
             EndedWay::Ruled(..) => {}
         }
         Ok(())
+    }
+
+    /// Whether a message without a Message-ID is not the one that is owed under
+    /// its UID. Other octets alone do not say so: some servers change them.
+    fn is_another(&self, taken: &Taken, heading: &Heading) -> bool {
+        let prior = taken.fetch.prior.as_deref().filter(|_| taken.fetch.standing.is_none());
+        let (Some(prior), Some(desk)) = (prior, self.context.desk(&self.plan.away)) else { return false };
+        let State::Owed { to, .. } = &prior.state else { return false };
+        let is_nameless = prior.message_id == 0 && taken.message_id == 0;
+        let differs = prior.digest != 0 && prior.digest != taken.digest;
+        is_nameless && differs && !taken.fetch.ambiguous && !heading.names(&desk, to)
+    }
+
+    /// Whether who is asked for is whom a header names, and not whom a message
+    /// merely mentions.
+    fn is_by_header(&self) -> bool {
+        let unified = self.context.item.unified.as_deref();
+        unified.is_some_and(|unified| unified.special != Special::Addressees)
     }
 
     /// A message that is not to be handed over, or no further.
@@ -149,7 +171,9 @@ impl Transfer<'_> {
         match (&entrusted.purpose, &answer) {
             // That a sender's address is refused says nothing about our mail.
             (Purpose::Notification(_), Ok(_)) => {}
-            (purpose, _) => self.learn(handed.lane, &answer, matches!(purpose, Purpose::Postmaster(_))),
+            // Nor does it when somebody whom a message merely mentions is.
+            (Purpose::Recipients(sent), _) => self.learn(handed.lane, &answer, sent, self.is_by_header()),
+            _ => self.learn(handed.lane, &answer, &[], true),
         }
         if handed.taken.is_none() {
             // Nothing is settled before the message is known to be whole.
@@ -176,10 +200,16 @@ impl Transfer<'_> {
                     Err(Undelivered::Unknown { message }) => standing.doubt(&sent, &message),
                     Err(_) => standing.put_back(&sent),
                 }
-                if standing.reached && !was_reached {
-                    self.on_reached(lane, &standing);
-                }
+                let key = standing.copy;
+                let is_reached = standing.reached && !was_reached;
+                let origin = fetch.origin();
                 self.conclude(fetch, taken, Some(heading), standing);
+                if is_reached {
+                    self.on_reached(lane, key, origin);
+                }
+            }
+            Purpose::Postmaster(_) if standing.has_strays() => {
+                self.on_strays(fetch, taken, heading, lane, standing, answer);
             }
             Purpose::Postmaster(_) => {
                 fetch.to_postmaster = true;
@@ -203,8 +233,8 @@ impl Transfer<'_> {
         let verdict = answer.map(|verdicts| verdicts.into_iter().next());
         match verdict {
             Ok(Some(Verdict::Accepted)) => {
-                self.on_reached(lane, &standing);
                 self.settle_message(&fetch, taken);
+                self.on_reached(lane, standing.copy, fetch.origin());
             }
             Ok(Some(Verdict::Refused(refusal))) => {
                 let content = refusal.at == "." || refusal.code == 552;
@@ -217,29 +247,68 @@ impl Transfer<'_> {
                 self.wait(&fetch, &standing, true);
             }
             Ok(Some(Verdict::Deferred(refusal))) => {
-                self.tally.counters.deferred += 1;
-                self.tally.note(&format!("refused for now: {refusal}"));
+                let why = format!("refused for now: {refusal}");
+                self.tally.defer(&why);
+                self.put_off(&fetch, taken, &standing, &why);
                 self.wait(&fetch, &standing, true);
             }
             _ => self.wait(&fetch, &standing, false),
         }
     }
 
-    /// Somebody has the message.
-    fn on_reached(&mut self, lane: usize, standing: &Standing) {
+    /// What the postmaster's destination says of a message that is owed to
+    /// somebody whom nobody can name.
+    fn on_strays(
+        &mut self,
+        mut fetch: Fetch,
+        taken: Option<Taken>,
+        heading: Heading,
+        lane: usize,
+        mut standing: Standing,
+        answer: Answer,
+    ) {
+        fetch.to_postmaster = false;
+        let is_first = !standing.reached;
+        let (key, origin) = (standing.copy, fetch.origin());
+        let why = match answer.map(|verdicts| verdicts.into_iter().next()) {
+            Ok(Some(Verdict::Accepted)) => {
+                standing.give_strays_up();
+                self.conclude(fetch, taken, Some(heading), standing);
+                if is_first {
+                    self.on_reached(lane, key, origin);
+                }
+                return;
+            }
+            Ok(Some(Verdict::Deferred(refusal) | Verdict::Refused(refusal))) => refusal.to_string(),
+            Ok(Some(Verdict::Unknown { message }))
+            | Err(Undelivered::Unknown { message } | Undelivered::Unavailable { message, .. }) => {
+                message.to_string()
+            }
+            Ok(None) | Err(Undelivered::Aborted) => "the postmaster did not get it".to_owned(),
+        };
+        standing.keep_strays(&format!("the postmaster cannot have it in a recipient's stead: {why}"));
+        self.conclude(fetch, taken, Some(heading), standing);
+    }
+
+    /// Somebody has the message. The ledger says already to whom it is owed
+    /// still: if only the beginning of a commit survives a power loss, it must
+    /// not be one that makes the message a copy, and nothing of the others.
+    fn on_reached(&mut self, lane: usize, key: Option<(u64, u64)>, origin: u64) {
         self.tally.counters.delivered += 1;
         self.context.observer.delivered(&self.context.item.key, self.context.lanes.via(lane));
-        let (Some(key), Some(copies)) = (standing.copy, &mut self.copies) else { return };
+        let (Some(key), Some(copies)) = (key, &mut self.copies) else { return };
         let waited = copies.reached(key);
         let day = day_of(self.context.now);
-        self.batch.add_beside(Change::Copy { message_id: key.0, digest: key.1, day });
+        let (message_id, digest) = key;
+        let entry = Entry { state: State::Copy, day, size: origin, message_id, digest };
+        self.batch.add_beside(Change::Put { uid: Box::default(), entry });
         for taken in waited {
             self.suppress(&taken);
         }
     }
 
     /// Does what is to be done with a message next.
-    fn conclude(
+    pub(super) fn conclude(
         &mut self,
         mut fetch: Fetch,
         taken: Option<Taken>,
@@ -250,15 +319,16 @@ impl Transfer<'_> {
         let away = &self.plan.away;
         standing.put_off(|lane| away.contains_key(&lane));
         let is_main_away = away.contains_key(&MAIN);
+        if self.context.item.on_reject == OnReject::Discard {
+            standing.discard_unwilling();
+        }
         match standing.next(&unified.special) {
             Next::Again => self.retrieve_again(fetch, taken.as_ref(), standing),
-            Next::Notify => {
-                if let Some(heading) = heading.filter(|heading| heading.header.is_some() && !is_main_away) {
-                    self.notify(fetch, taken, heading, standing, false);
-                } else {
-                    standing.leave_untold("a refused recipient was not reported to the sender yet");
-                    self.conclude(fetch, taken, None, standing);
-                }
+            Next::Notify => self.report(fetch, taken, heading, standing),
+            Next::Postmaster if is_main_away && standing.has_strays() => {
+                standing
+                    .keep_strays("whom it is owed to is unknown, and the postmaster's destination is away");
+                self.conclude(fetch, taken, heading, standing);
             }
             Next::Postmaster if is_main_away => self.wait(&fetch, &standing, false),
             Next::Postmaster => {
@@ -287,8 +357,10 @@ impl Transfer<'_> {
             Next::Owe => self.owe(&fetch, taken.as_ref(), &standing),
             Next::Wait => {
                 if standing.deferred {
-                    self.tally.counters.deferred += 1;
-                    self.tally.note(standing.why());
+                    self.tally.defer(standing.why());
+                }
+                if standing.is_tried() {
+                    self.put_off(&fetch, taken.as_ref(), &standing, standing.why());
                 }
                 self.wait(&fetch, &standing, standing.is_tried());
             }
@@ -304,12 +376,28 @@ impl Transfer<'_> {
             self.put(fetch, taken, state, None);
         }
         if tried {
-            self.tally.counters.deferred += 1;
-            self.tally.note(standing.why());
+            self.tally.defer(standing.why());
         }
         tracing::info!(record = %self.context.item.key, number = fetch.number,
             "message owed to some of its recipients: {}", standing.why());
         self.wait(fetch, standing, tried && !standing.reached);
+    }
+
+    /// Nothing of a message is settled, and it was tried in vain: that is noted,
+    /// so that later polls take what is new before it.
+    fn put_off(&mut self, fetch: &Fetch, taken: Option<&Taken>, standing: &Standing, why: &str) {
+        if fetch.uid.is_none() || fetch.is_owed() {
+            return;
+        }
+        let attempts = fetch.attempts().saturating_add(1);
+        let next_try = self.context.now + wait(attempts, false);
+        // Of one for the postmaster there is nobody to whom it could be owed.
+        let state = standing.at_last_to_all(self.context.now).unwrap_or_else(|| State::Quarantined {
+            attempts,
+            next_try,
+            reason: shown(why.as_bytes()).into(),
+        });
+        self.put(fetch, taken, state, None);
     }
 
     /// Nothing more is done about a message in this poll. With `in_vain` one
@@ -351,94 +439,13 @@ impl Transfer<'_> {
     }
 
     /// Tells the ledger how far a message has come, unless it knows.
-    fn remember(&mut self, fetch: &mut Fetch, taken: Option<&Taken>, standing: &Standing) {
+    pub(super) fn remember(&mut self, fetch: &mut Fetch, taken: Option<&Taken>, standing: &Standing) {
         if let Some(state) = standing.interim(self.context.now)
             && !is_said(fetch, &state)
         {
             let entry = self.put(fetch, taken, state, None);
             fetch.prior = Some(Box::new(entry));
         }
-    }
-
-    /// Tells the sender, or in its stead the postmaster of the Main Domain, of
-    /// those who were refused for good.
-    fn notify(
-        &mut self,
-        mut fetch: Fetch,
-        taken: Option<Taken>,
-        heading: Heading,
-        standing: Standing,
-        in_stead: bool,
-    ) {
-        let Some(unified) = self.context.item.unified.as_deref() else { return };
-        self.remember(&mut fetch, taken.as_ref(), &standing);
-        let via = self.context.lanes.via(MAIN);
-        let sender = heading.sender.0.as_ref().filter(|_| via == Via::Smtp && !in_stead);
-        let to = sender.unwrap_or(&unified.postmaster).clone();
-        let in_stead = sender.is_none();
-        let id = self.next_id;
-        self.next_id += 1;
-        let unique = self.context.keys.hash(&[&id.to_be_bytes()[..], to.as_str().as_bytes()].concat());
-        let refused = standing.refused();
-        let notification = Notification {
-            reporting_mta: &self.context.host_name,
-            to: &to,
-            from: &unified.postmaster,
-            refused: &refused,
-            header: heading.header.as_deref().unwrap_or_default(),
-            in_stead_of: in_stead.then_some(&heading.sender),
-            now: jiff::Timestamp::now(),
-            unique,
-            arrived: heading.arrived,
-        };
-        let utf8_header = notification.needs_utf8();
-        let pieces = notification.compose();
-        let octets: u64 = pieces.iter().map(|piece| piece.unstuffed_len() as u64).sum();
-        let envelope = Envelope {
-            sender: ReversePath(None),
-            recipients: vec![to_mailbox(to, via)],
-            size: Some(octets),
-            utf8_header,
-            envid: None,
-            await_recipients: false,
-        };
-        self.held_octets += octets;
-        fetch.standing = Some(Box::new(standing));
-        let unified = Some(Box::new(Entrusted { purpose: Purpose::Notification(in_stead), heading }));
-        let job = Job { id, envelope, content: Content::Whole(pieces.into()) };
-        self.ready.push_back((job, Handed { taken, octets, fetch, lane: MAIN, unified }));
-    }
-
-    fn on_notification(
-        &mut self,
-        fetch: Fetch,
-        taken: Option<Taken>,
-        heading: Heading,
-        mut standing: Standing,
-        in_stead: bool,
-        answer: Answer,
-    ) {
-        let (key, count) = (&self.context.item.key, standing.refused_count());
-        match answer.map(|verdicts| verdicts.into_iter().next()) {
-            Ok(Some(Verdict::Accepted)) => {
-                let whom = if in_stead { "the postmaster" } else { "the sender" };
-                tracing::info!(record = %key, number = fetch.number, count,
-                    "{whom} was told of recipients who were refused for good");
-                standing.tell();
-            }
-            Ok(Some(Verdict::Refused(refusal))) if !in_stead => {
-                tracing::info!(record = %key, number = fetch.number,
-                    "the notification to the sender was refused, the postmaster gets it: {refusal}");
-                return self.notify(fetch, taken, heading, standing, true);
-            }
-            Ok(Some(Verdict::Refused(refusal))) => {
-                tracing::warn!(record = %key, number = fetch.number, count,
-                    "nobody could be told of recipients who were refused for good: {refusal}");
-                standing.tell();
-            }
-            _ => standing.leave_untold("the notification to the sender could not be sent yet"),
-        }
-        self.conclude(fetch, taken, Some(heading), standing);
     }
 
     /// One of several destinations gets nothing more in this poll: its mail

@@ -7,13 +7,17 @@ use serde_json::{Map, Value, json};
 use crate::api::{API_VERSION, Counters, RpopRecordStatus};
 use crate::domain::code::Code;
 use crate::domain::work::RecordKey;
-use crate::run::status::RecordStatus;
+use crate::run::status::{LastError, RecordStatus, Refusals};
 
 /// The conditions that are the worker's, in the order of [`View::conditions`].
-const TYPES: [&str; 3] = ["Polled", "Delivered", "Ready"];
+const TYPES: [&str; 4] = ["Polled", "Delivered", "Ready", "Authenticated"];
 const POLLED: usize = 0;
 const DELIVERED: usize = 1;
+/// What it says follows from those before it.
 const READY: usize = 2;
+const AUTHENTICATED: usize = 3;
+/// Why messages wait, where it is not known better.
+const WAITING: &str = "recipients were refused for now: they are tried again";
 
 /// A condition but its type and generation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +37,7 @@ pub(super) struct Lasting {
     pub(super) message: Box<str>,
     pub(super) since: i64,
     pub(super) count: u32,
+    pub(super) refusals: Option<Refusals>,
 }
 
 /// What a record's status says, as far as it is the worker's.
@@ -43,7 +48,7 @@ pub(super) struct View {
     next_poll: Option<i64>,
     pub(super) error: Option<Box<Lasting>>,
     pub(super) counters: Counters,
-    conditions: [Known; 3],
+    conditions: [Known; 4],
 }
 
 impl View {
@@ -75,6 +80,11 @@ impl View {
                     message: error.message.as_str().into(),
                     since: error.since.as_ref().map_or(0, |since| since.0.as_second()),
                     count: error.count,
+                    refusals: error.refused_logins.as_ref().map(|refused| Refusals {
+                        since: refused.since.0.as_second(),
+                        count: refused.count,
+                        credentials: refused.credentials.as_deref().map(Into::into),
+                    }),
                 })
             }),
             counters: status.counters.unwrap_or_default(),
@@ -88,10 +98,11 @@ impl View {
         let polled = status.totals.polls > 0 || status.error.is_some();
         let error = match &status.error {
             Some(error) => {
-                let earlier = before.error.as_deref().filter(|earlier| *earlier.code == *error.code.as_str());
                 // A success in between would have ended the earlier one.
-                let earlier = earlier.filter(|_| status.last_success.is_none());
+                let before = before.error.as_deref().filter(|_| status.last_success.is_none());
+                let earlier = before.filter(|earlier| *earlier.code == *error.code.as_str());
                 Some(Box::new(Lasting {
+                    refusals: refusals(before.and_then(|before| before.refusals.as_ref()), error),
                     code: error.code.as_str().into(),
                     message: error.message.clone(),
                     since: earlier.map_or(error.since, |earlier| earlier.since),
@@ -109,7 +120,7 @@ impl View {
             next_poll: status.next_poll,
             error,
             counters: counters(before, status),
-            conditions: [known(POLLED), known(DELIVERED), known(READY)],
+            conditions: [known(POLLED), known(DELIVERED), known(READY), known(AUTHENTICATED)],
         };
         view.judge(status, now);
         view
@@ -131,6 +142,10 @@ impl View {
                 let why = status.set_aside.as_deref().map_or("messages are set aside", |why| &**why);
                 (Some(went_through()), Some((Some(false), Code::MessageRejected.as_str(), why)))
             }
+            None if status.totals.waiting > 0 => {
+                let why = status.set_aside.as_deref().map_or(WAITING, |why| &**why);
+                (Some(went_through()), Some((Some(false), "Deferred", why)))
+            }
             None => {
                 (Some(went_through()), Some((Some(true), "Delivered", "all that was retrieved was accepted")))
             }
@@ -146,6 +161,36 @@ impl View {
         match bad {
             Some(bad) => self.set(READY, (bad.status, &bad.reason, &bad.message), now),
             None => self.set(READY, (Some(true), "Ready", "polled, and all was delivered"), now),
+        }
+        self.judge_login(status, now);
+    }
+
+    fn judge_login(&mut self, status: &RecordStatus, now: i64) {
+        let taken = match &status.error {
+            Some(error) => error.code.is_behind_login(),
+            None => status.last_success.is_some(),
+        };
+        if let Some(error) = self.error.as_deref().filter(|error| error.refusals.is_some()) {
+            let Some(refusals) = error.refusals.as_ref() else { return };
+            let since = refusals.since;
+            let times = match refusals.count {
+                1 => format!("the login at {} was refused", shown_time(since)),
+                count => format!("{count} logins in a row were refused since {}", shown_time(since)),
+            };
+            let next = self.next_poll.map(|next| format!(" until {}", shown_time(next))).unwrap_or_default();
+            let why = if *error.code == *Code::AuthFailed.as_str() { &*error.message } else { "" };
+            let colon = if why.is_empty() { "" } else { ": " };
+            let message = format!(
+                "{times}; the next one waits{next}, or for a change of the record or its Secret{colon}{why}"
+            );
+            self.set(AUTHENTICATED, (Some(false), Code::AuthFailed.as_str(), &message), now);
+            if let Some(known) = self.conditions.get_mut(AUTHENTICATED) {
+                known.since = since;
+            }
+        } else if taken {
+            self.set(AUTHENTICATED, (Some(true), "Authenticated", "the server took the last login"), now);
+        } else if self.conditions.get(AUTHENTICATED).is_none_or(|known| known.reason.is_empty()) {
+            self.set(AUTHENTICATED, (None, "NotPolledYet", "no login has been made yet"), now);
         }
     }
 
@@ -170,6 +215,13 @@ impl View {
                 .iter()
                 .zip(&other.conditions)
                 .all(|(one, two)| one.status == two.status && one.reason == two.reason)
+    }
+
+    /// Logins refused in a row, and what the condition says of them.
+    pub(super) fn refused(&self) -> (u32, &str) {
+        let count =
+            self.error.as_deref().and_then(|error| error.refusals.as_ref()).map_or(0, |all| all.count);
+        (count, self.conditions.get(AUTHENTICATED).map_or("", |known| &*known.message))
     }
 
     /// Why messages are set aside, as the condition says it.
@@ -201,7 +253,17 @@ impl View {
         put("lastPollTime", self.last_poll.map(time));
         put("nextPollTime", self.next_poll.map(time));
         put("lastError", self.error.as_deref().map(|error| {
-            json!({"code": error.code, "message": error.message, "since": time(error.since), "count": i32::try_from(error.count).unwrap_or(i32::MAX)})
+            let number = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
+            let mut said = json!({
+                "code": error.code, "message": error.message, "since": time(error.since), "count": number(error.count),
+            });
+            if let Some(Refusals { since, count, credentials }) = &error.refusals {
+                said["refusedLogins"] = json!({"since": time(*since), "count": number(*count)});
+                if let Some(credentials) = credentials {
+                    said["refusedLogins"]["credentials"] = Value::from(&**credentials);
+                }
+            }
+            said
         }));
         put("counters", serde_json::to_value(self.counters).ok());
         put("conditions", Some(conditions.into()));
@@ -228,15 +290,34 @@ impl IntoBox for str {
 
 fn counters(before: &View, status: &RecordStatus) -> Counters {
     let (base, since) = (before.counters, status.totals);
-    let seen = status.last_success.is_some() || since.in_quarantine > 0;
+    let seen = status.last_success.is_some() || since.in_quarantine > 0 || since.waiting > 0;
     Counters {
         polls: base.polls.saturating_add(since.polls),
         fetched: base.fetched.saturating_add(since.fetched),
         delivered: base.delivered.saturating_add(since.delivered),
         rejected: base.rejected.saturating_add(since.rejected),
-        quarantined: if seen { since.in_quarantine } else { base.quarantined },
+        quarantined: if seen { since.in_quarantine.into() } else { base.quarantined },
+        waiting: if seen { since.waiting.into() } else { base.waiting },
         bytes: base.bytes.saturating_add(since.bytes),
     }
+}
+
+/// Refused logins go on after a move, unless others were made with what is
+/// another Secret by now.
+fn refusals(before: Option<&Refusals>, error: &LastError) -> Option<Refusals> {
+    match (before, &error.refusals) {
+        (Some(before), Some(now)) if before.credentials == now.credentials => Some(Refusals {
+            since: before.since,
+            count: before.count.saturating_add(now.count),
+            ..now.clone()
+        }),
+        (_, Some(now)) => Some(now.clone()),
+        (before, None) => before.filter(|_| !error.code.is_behind_login()).cloned(),
+    }
+}
+
+fn shown_time(unix: i64) -> String {
+    Timestamp::from_second(unix).unwrap_or_default().to_string()
 }
 
 fn time(unix: i64) -> Value {
@@ -288,10 +369,20 @@ mod tests {
         let error = view.error.clone().unwrap();
         assert_eq!((error.since, error.count, &*error.message), (1300, 3, "refused again"));
         assert!(view.is_like(&before), "the same failure is no news");
+        let refusals = error.refusals.unwrap();
+        assert_eq!((refusals.since, refusals.count), (1300, 3));
+        assert_eq!(condition(&view, "Authenticated"), is("False", "AuthFailed"));
+        let (count, said) = view.refused();
+        assert!(
+            count == 3 && said.contains("3 logins in a row were refused since 1970-01-01T00:21:40Z"),
+            "{said}"
+        );
+        assert_eq!(view.conditions[AUTHENTICATED].since, 1300);
 
         second.succeeded(2200, &good(2));
         let view = next(&before, &view, &second);
         assert_eq!((view.error.is_none(), view.counters.delivered, view.counters.bytes), (true, 7, 700));
+        assert_eq!(condition(&view, "Authenticated"), is("True", "Authenticated"));
         assert!(!view.is_like(&before));
         second.failed(2500, Code::AuthFailed, "once more", &good(0));
         let error = next(&before, &view, &second).error.unwrap();
@@ -320,6 +411,13 @@ mod tests {
         assert_eq!(condition(&view, "Polled"), is("False", "HostUnreachable"));
         assert_eq!(condition(&view, "Delivered"), is("False", "DestinationUnavailable"));
         assert_eq!(condition(&view, "Ready"), is("False", "HostUnreachable"));
+        // Nor is mail delivered that some of its recipients lack.
+        status.succeeded(35, &Done { waiting: 1, ..good(1) });
+        status.tell_set_aside(Some("refused for now: 452 full"));
+        let view = next(&none, &view, &status);
+        assert_eq!(condition(&view, "Delivered"), is("False", "Deferred"));
+        assert_eq!(condition(&view, "Ready"), is("False", "Deferred"));
+        assert_eq!((view.why_set_aside(), view.counters.waiting), ("refused for now: 452 full", 1));
         // Quarantined mail is not delivered mail.
         status.succeeded(40, &Done { in_quarantine: 1, ..good(1) });
         status.tell_set_aside(Some("550 no"));

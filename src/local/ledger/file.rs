@@ -430,7 +430,7 @@ impl LedgerFile<'_> {
 }
 
 fn apply(ledger: &mut Ledger, line: Line<'_>) {
-    use crate::domain::ledger::Change;
+    use crate::domain::ledger::{Change, Entry, State};
     match line {
         Line::Comment => {}
         Line::Put { uid, entry, missed } => {
@@ -442,7 +442,9 @@ fn apply(ledger: &mut Ledger, line: Line<'_>) {
         }
         Line::Missed { hash, since, listings } => ledger.apply(&Change::Missed { hash, since, listings }),
         Line::Forget { hash } => ledger.apply(&Change::Forget { hash }),
-        Line::Copy { message_id, digest, day } => ledger.apply(&Change::Copy { message_id, digest, day }),
+        Line::Copy { message_id, digest, origin, day } => {
+            ledger.put(0, &Entry { state: State::Copy, day, size: origin, message_id, digest });
+        }
     }
 }
 
@@ -484,7 +486,7 @@ impl Copy<'_> {
                     }
                 }
             }
-            Line::Copy { message_id, digest, day } => {
+            Line::Copy { message_id, digest, day, .. } => {
                 use crate::domain::ledger::Change;
                 let hash = self.ledger.hash_of(&Change::Copy { message_id, digest, day });
                 for at in self.ledger.copy_positions(hash) {

@@ -220,7 +220,7 @@ impl FileLedgers {
                     text::write_missed(&mut lines, *hash, *since, *listings);
                 }
                 Change::Copy { message_id, digest, day } => {
-                    text::write_copy(&mut lines, *message_id, *digest, *day);
+                    text::write_copy(&mut lines, *message_id, *digest, 0, *day);
                 }
             }
         }

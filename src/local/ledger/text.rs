@@ -8,7 +8,7 @@
 //! uncertain UID day=2026-11-23 size=4096 missing=2026-11-25/2
 //! quarantined UID day=2026-11-23 size=10 tries=2 next=2026-11-23T12:00:00Z reason=550 no such user
 //! owed UID day=2026-11-23 tries=1 next=2026-11-23T12:00:00Z to=#0123456789abcdef,#89abcdef01234567 reached reason=452 full
-//! copy id=0123456789abcdef digest=89abcdef01234567 day=2026-11-23
+//! copy id=0123456789abcdef digest=89abcdef01234567 day=2026-11-23 of=0123456789abcd
 //! missing #89abcdef01234567 day=2026-11-25 listings=3
 //! forget #89abcdef01234567
 //! ```
@@ -29,6 +29,9 @@ pub(super) use write::{write_copy, write_forget, write_missed, write_put};
 /// What begins every ledger file; the number is the format's version.
 const MAGIC: &str = "rpop-ledger 1 salt=";
 
+/// See [`crate::domain::ledger::origin`].
+const MOST_ORIGIN: u64 = u64::MAX >> 8;
+
 /// Written below the header of a new file.
 const HELP: &str = "\
 # What rpop took from this mailbox, one message a line: STATE UID and what is known of it.
@@ -41,7 +44,7 @@ const HELP: &str = "\
 # Of several lines for one UID the last one counts. To have a message fetched again, delete its
 # lines; to keep one from being fetched, add a line 'kept UID'. Edit while rpop does not run.
 # A line 'copy' is of a message that was delivered, whatever its UID: for 30 days another one of its
-# Message-ID and content counts as a copy of it.
+# Message-ID and content counts as a copy of it, but not the message itself ('of', a hash of its UID).
 # Each line ends with a line feed.
 # --- Leave this line in its place: without it and without a message the file counts as cut off. ---
 ";
@@ -122,6 +125,8 @@ pub(super) enum Line<'a> {
     Copy {
         message_id: u64,
         digest: u64,
+        /// Of the UID, or 0.
+        origin: u64,
         day: i32,
     },
 }
@@ -177,8 +182,8 @@ impl Parser {
     }
 
     fn copy<'a>(&mut self, mut rest: &'a [u8]) -> Result<Line<'a>, &'static str> {
-        let wrong = "'copy' takes id= and digest=, each with hexadecimal digits, and day=YYYY-MM-DD";
-        let (mut message_id, mut digest, mut day) = (0, 0, self.today);
+        let wrong = "'copy' takes id=, digest= and of=, each with hexadecimal digits, and day=YYYY-MM-DD";
+        let (mut message_id, mut digest, mut origin, mut day) = (0, 0, 0, self.today);
         while !rest.is_empty() {
             let (field, next) = split(rest);
             let equals = memchr::memchr(b'=', field).ok_or(wrong)?;
@@ -186,12 +191,16 @@ impl Parser {
             match name {
                 b"id" => message_id = parse_hex(value).ok_or(wrong)?,
                 b"digest" => digest = parse_hex(value).ok_or(wrong)?,
+                b"of" => origin = parse_hex(value).filter(|of| *of <= MOST_ORIGIN).ok_or(wrong)?,
                 b"day" => day = self.date(value).ok_or(wrong)?,
                 _ => return Err(wrong),
             }
             rest = next;
         }
-        if message_id == 0 || digest == 0 { Err(wrong) } else { Ok(Line::Copy { message_id, digest, day }) }
+        if message_id == 0 || digest == 0 {
+            return Err(wrong);
+        }
+        Ok(Line::Copy { message_id, digest, origin, day })
     }
 
     fn missing<'a>(&mut self, rest: &'a [u8]) -> Result<Line<'a>, &'static str> {

@@ -1,5 +1,6 @@
-//! Messages made durable together: written to `tmp`, brought to disk, renamed
-//! into `new`, and the folders brought to disk. All of it blocks.
+//! Messages made durable together, in two steps: written to `tmp` and brought
+//! to disk; renamed into `new`, and the folders brought to disk. Only with the
+//! second they are delivered. All of it blocks.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -51,14 +52,21 @@ impl Postmark {
     }
 }
 
-/// A message for a batch.
+/// A message to be prepared.
 #[derive(Debug)]
 pub(super) struct Letter {
     pub(super) folders: Vec<PathBuf>,
     pub(super) body: Body,
-    pub(super) report: oneshot::Sender<Result<(), Failure>>,
+    pub(super) prepared: oneshot::Sender<Result<Vec<Draft>, Failure>>,
     /// What it takes of the memory for messages, until it is written.
     pub(super) memory: Option<OwnedSemaphorePermit>,
+}
+
+/// A prepared message to be delivered.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) drafts: Vec<Draft>,
+    pub(super) report: oneshot::Sender<Result<(), Failure>>,
 }
 
 #[derive(Debug)]
@@ -107,7 +115,8 @@ pub(super) fn failure(what: &str, path: &Path, error: &io::Error) -> Failure {
 /// A file in `tmp` that vanishes unless it is kept.
 #[derive(Debug)]
 pub(super) struct Draft {
-    file: File,
+    /// Until it is on disk: many may wait, and open files are few.
+    file: Option<File>,
     tmp: PathBuf,
     new: PathBuf,
     name: String,
@@ -136,15 +145,19 @@ impl Draft {
         };
         let file = file.map_err(|error| failure("cannot write", &tmp, &error))?;
         let device = file.metadata().map_or(0, |data| data.dev());
-        Ok(Self { file, tmp, new: folder.join("new"), name, device, made, kept: false })
+        Ok(Self { file: Some(file), tmp, new: folder.join("new"), name, device, made, kept: false })
     }
 
     pub(super) fn write(&mut self, octets: &[u8]) -> Result<(), Failure> {
-        self.file.write_all(octets).map_err(|error| failure("cannot write", &self.tmp, &error))
+        let Some(file) = &mut self.file else { return Err(Failure::Ended) };
+        file.write_all(octets).map_err(|error| failure("cannot write", &self.tmp, &error))
     }
 
-    fn sync(&self) -> Result<(), Failure> {
-        self.file.sync_data().map_err(|error| failure("cannot write to disk", &self.tmp, &error))
+    /// Brings it to disk; with `all`, everything on its file system.
+    fn sync(&self, all: bool) -> Result<(), Failure> {
+        let Some(file) = &self.file else { return Err(Failure::Ended) };
+        let synced = if all { rustix::fs::syncfs(file).map_err(io::Error::from) } else { file.sync_data() };
+        synced.map_err(|error| failure("cannot write to disk", &self.tmp, &error))
     }
 
     fn publish(&mut self) -> Result<(), Failure> {
@@ -200,20 +213,32 @@ fn make(folder: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// A letter on its way through the steps.
-struct Entry {
+/// A message on its way through a step; `report` says how it went.
+struct Entry<T> {
     drafts: Vec<Draft>,
     failed: Option<Failure>,
-    report: oneshot::Sender<Result<(), Failure>>,
+    report: oneshot::Sender<Result<T, Failure>>,
 }
 
-/// Delivers a batch and reports on each letter of it.
-pub(super) fn commit(letters: Vec<Letter>, postmark: &Postmark) {
+/// Prepares a batch and reports on each letter of it.
+pub(super) fn prepare(letters: Vec<Letter>, postmark: &Postmark) {
     let mut buffer = Vec::new();
-    let mut entries: Vec<Entry> =
-        letters.into_iter().map(|letter| written(letter, postmark, &mut buffer)).collect();
+    let wanted = letters.into_iter().filter(|letter| !letter.prepared.is_closed());
+    let mut entries: Vec<_> = wanted.map(|letter| written(letter, postmark, &mut buffer)).collect();
     sync_files(&mut entries);
-    for entry in entries.iter_mut().filter(|entry| entry.failed.is_none()) {
+    for Entry { mut drafts, failed, report } in entries {
+        for draft in &mut drafts {
+            draft.file = None;
+        }
+        report.send(failed.map_or(Ok(drafts), Err)).ok();
+    }
+}
+
+/// Delivers a batch of prepared messages and reports on each.
+pub(super) fn deliver(parcels: Vec<Parcel>) {
+    let entry = |Parcel { drafts, report }| Entry { drafts, failed: None, report };
+    let mut entries: Vec<Entry<()>> = parcels.into_iter().map(entry).collect();
+    for entry in &mut entries {
         if entry.report.is_closed() {
             // The poll was broken off: what it did not hear of stays undelivered.
             entry.failed = Some(Failure::Aborted);
@@ -232,8 +257,8 @@ pub(super) fn commit(letters: Vec<Letter>, postmark: &Postmark) {
     }
 }
 
-fn written(letter: Letter, postmark: &Postmark, buffer: &mut Vec<u8>) -> Entry {
-    let Letter { folders, body, report, memory } = letter;
+fn written(letter: Letter, postmark: &Postmark, buffer: &mut Vec<u8>) -> Entry<Vec<Draft>> {
+    let Letter { folders, body, prepared: report, memory } = letter;
     let mut entry = Entry { drafts: Vec::new(), failed: None, report };
     match body {
         Body::Written(drafts) => entry.drafts = drafts,
@@ -254,7 +279,7 @@ fn written(letter: Letter, postmark: &Postmark, buffer: &mut Vec<u8>) -> Entry {
     entry
 }
 
-fn sync_files(entries: &mut [Entry]) {
+fn sync_files(entries: &mut [Entry<Vec<Draft>>]) {
     let mut systems = BTreeMap::<u64, usize>::new();
     for draft in entries.iter().filter(|entry| entry.failed.is_none()).flat_map(|entry| &entry.drafts) {
         *systems.entry(draft.device).or_default() += 1;
@@ -264,13 +289,9 @@ fn sync_files(entries: &mut [Entry]) {
         for draft in &entry.drafts {
             let many = systems.get(&draft.device).is_some_and(|count| *count >= SYNCFS_FROM);
             let result = if many {
-                let all = || {
-                    rustix::fs::syncfs(&draft.file)
-                        .map_err(|error| failure("cannot write to disk", &draft.tmp, &error.into()))
-                };
-                synced.entry(draft.device).or_insert_with(all).clone()
+                synced.entry(draft.device).or_insert_with(|| draft.sync(true)).clone()
             } else {
-                draft.sync()
+                draft.sync(false)
             };
             if let Err(failure) = result {
                 entry.failed = Some(failure);
@@ -280,7 +301,7 @@ fn sync_files(entries: &mut [Entry]) {
 }
 
 /// The names are part of the messages: they too must be on disk.
-fn sync_folders(entries: &mut [Entry]) {
+fn sync_folders(entries: &mut [Entry<()>]) {
     let mut folders = BTreeMap::new();
     for draft in entries.iter().filter(|entry| entry.failed.is_none()).flat_map(|entry| &entry.drafts) {
         for folder in draft.made.iter().chain([&draft.new]) {
@@ -292,12 +313,16 @@ fn sync_folders(entries: &mut [Entry]) {
     let failed: BTreeMap<PathBuf, String> = folders
         .into_iter()
         .filter_map(|(folder, draft)| {
+            let open = || File::open(&folder);
             let error = if many {
-                let all =
-                    || rustix::fs::syncfs(&draft.file).err().map(|error| io::Error::from(error).to_string());
+                let all = || {
+                    let synced =
+                        open().and_then(|folder| rustix::fs::syncfs(folder).map_err(io::Error::from));
+                    synced.err().map(|error| error.to_string())
+                };
                 systems.entry(draft.device).or_insert_with(all).clone()
             } else {
-                File::open(&folder).and_then(|file| file.sync_all()).err().map(|error| error.to_string())
+                open().and_then(|folder| folder.sync_all()).err().map(|error| error.to_string())
             };
             error.map(|error| (folder, error))
         })

@@ -20,8 +20,21 @@ fn route(template: &str, mailbox: Option<&str>) -> Route {
         destination: Arc::new(Destination { domain: "b".into(), maildir, ..Destination::default() }),
         via: Via::Maildir,
         mailbox: mailbox.map(Into::into),
+        unified: false,
         timeouts: Timeouts::default(),
     }
+}
+
+/// Of a record with a unified account.
+fn unified(template: &str) -> Route {
+    Route { unified: true, ..route(template, None) }
+}
+
+/// A message whose recipients were found in it.
+fn found(id: u64, to: &[&str], content: Content) -> Job {
+    let mut job = job(id, to, content);
+    job.envelope.await_recipients = true;
+    job
 }
 
 fn job(id: u64, to: &[&str], content: Content) -> Job {
@@ -44,6 +57,7 @@ fn job(id: u64, to: &[&str], content: Content) -> Job {
             await_recipients: false,
         },
         content,
+        leave: None,
     }
 }
 
@@ -223,8 +237,15 @@ fn advice_fits_the_error() {
 async fn a_domain_without_a_path_says_so() {
     let mut nowhere = route("", None);
     nowhere.destination = Arc::default();
-    let outcomes = deliver(MaildirSink::new("h").open(nowhere), vec![job(1, &["a@b"], whole("x\n"))]).await;
-    assert!(matches!(&outcomes[0].result, Err(Undelivered::Unavailable { code: Code::ConfigInvalid, .. })));
+    // Nor is anybody refused who was found in a message: the domain has errors.
+    let jobs = vec![job(1, &["a@b"], whole("x\n")), found(2, &["a@b"], whole("x\n"))];
+    for outcome in deliver(MaildirSink::new("h").open(nowhere), jobs).await {
+        let result = outcome.result;
+        assert!(
+            matches!(&result, Err(Undelivered::Unavailable { code: Code::ConfigInvalid, .. })),
+            "{result:?}"
+        );
+    }
 }
 
 /// Not a benchmark: `cargo test --release --lib -- --ignored durable --nocapture`.
@@ -259,15 +280,10 @@ async fn who_was_found_in_a_message_has_a_maildir_or_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let template = root.path().join("{local}").display().to_string();
     let sink = MaildirSink::new("h");
-    let found = |id, to: &[&str], content| {
-        let mut job = job(id, to, content);
-        job.envelope.await_recipients = true;
-        job
-    };
     deliver(sink.open(route(&template, None)), vec![job(0, &["a@b", "c@b"], whole("x: y\n"))]).await;
     let to = ["a@b", "nobody@b", "a+tag@b", "c+x@b", "no+tag@b"];
     let outcomes = deliver(
-        sink.open(route(&template, None)),
+        sink.open(unified(&template)),
         vec![found(1, &to, whole("x: y\n")), found(2, &["nobody@b"], whole("x: y\n"))],
     )
     .await;
@@ -284,7 +300,7 @@ async fn who_was_found_in_a_message_has_a_maildir_or_is_refused() {
     assert_eq!(codes(&outcomes[0]), [yes, no, yes, yes, no]);
     assert_eq!(codes(&outcomes[1]), [no]);
     // And a stream that nobody takes is not read.
-    let Courier { jobs, mut outcomes } = sink.open(route(&template, None));
+    let Courier { jobs, mut outcomes } = sink.open(unified(&template));
     let (parts, content) = mpsc::channel(1);
     jobs.send(found(3, &["nobody@b"], Content::Stream(content))).await.unwrap();
     assert_eq!(codes(&outcomes.recv().await.unwrap()), [no]);
@@ -292,4 +308,142 @@ async fn who_was_found_in_a_message_has_a_maildir_or_is_refused() {
     assert_eq!(files(root.path()).len(), 2, "no folder is made");
     assert_eq!(files(&root.path().join("a/new")).len(), 2, "one copy a folder and message");
     assert_eq!(files(&root.path().join("c/new")).len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_prepared_is_seen_when_there_is_leave_and_gone_when_there_never_is() {
+    let root = tempfile::tempdir().unwrap();
+    let template = root.path().display().to_string();
+    let sink = MaildirSink::new("h");
+    let Courier { jobs, mut outcomes } = sink.open(route(&template, None));
+    let mut leaves = Vec::new();
+    for id in 0..AHEAD as u64 {
+        let (leave, awaited) = oneshot::channel();
+        let job = Job { leave: Some(awaited), ..job(id, &["a@b"], whole("x: y\n")) };
+        jobs.send(job).await.unwrap();
+        leaves.push(leave);
+    }
+    let (new, tmp) = (root.path().join("new"), root.path().join("tmp"));
+    while files(&tmp).len() < AHEAD {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert!(files(&new).is_empty() && outcomes.try_recv().is_err());
+    // In any order.
+    for id in [7, 3] {
+        leaves.remove(id).send(()).unwrap();
+        let outcome = outcomes.recv().await.unwrap();
+        assert_eq!((outcome.id, outcome.result), (id as u64, Ok(vec![Verdict::Accepted])));
+    }
+    assert_eq!((files(&new).len(), files(&tmp).len()), (2, AHEAD - 2));
+    drop((leaves, jobs));
+    let mut withdrawn = 0;
+    while let Some(outcome) = outcomes.recv().await {
+        assert_eq!(outcome.result, Err(Undelivered::Aborted));
+        withdrawn += 1;
+    }
+    assert_eq!(withdrawn, AHEAD - 2);
+    assert_eq!((files(&new).len(), files(&tmp).len()), (2, 0));
+}
+
+/// What is said to each recipient of each message, or that the place of the
+/// accounts is at fault.
+async fn said(template: &str, jobs: Vec<Job>) -> Vec<Result<Vec<u16>, String>> {
+    let code = |verdict: &Verdict| match verdict {
+        Verdict::Accepted => 250,
+        Verdict::Refused(refusal) | Verdict::Deferred(refusal) => refusal.code,
+        Verdict::Unknown { .. } => 0,
+    };
+    deliver(MaildirSink::new("h").open(unified(template)), jobs)
+        .await
+        .into_iter()
+        .map(|outcome| match outcome.result {
+            Ok(verdicts) => Ok(verdicts.iter().map(code).collect()),
+            Err(Undelivered::Unavailable { code: Code::DestinationUnavailable, message }) => {
+                Err(message.to_string())
+            }
+            Err(other) => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+/// Nobody is refused, and nothing is made in the mount point: also not for the
+/// postmaster, whose folder would make an unknown account of everybody else.
+#[tokio::test]
+async fn a_file_system_that_is_not_mounted_is_no_word_on_any_account() {
+    type Make = fn(&Path);
+    let makes: [(&str, Make); 6] = [
+        ("holds none", |place| fs::create_dir(place).unwrap()),
+        ("is not there", |_| ()),
+        ("is not there", |place| std::os::unix::fs::symlink("/nonexistent/vmail", place).unwrap()),
+        ("cannot look into", |place| std::os::unix::fs::symlink(place, place).unwrap()),
+        ("cannot look into", |place| fs::write(place, "x").unwrap()),
+        ("holds none", |place| {
+            fs::create_dir_all(place.join("lost+found")).unwrap();
+            fs::create_dir_all(place.join(".Trash")).unwrap();
+            fs::write(place.join("README"), "x").unwrap();
+        }),
+    ];
+    for tail in ["{local}", "{local}/Maildir", "{domain}/{local}", "all"] {
+        for (words, make) in makes {
+            let root = tempfile::tempdir().unwrap();
+            let place = root.path().join("vmail");
+            make(&place);
+            let template = format!("{}/{tail}", place.display());
+            let before = files(&place).len();
+            let jobs = vec![
+                found(1, &["alice@b"], whole("x: y\n")),
+                job(2, &["postmaster@b"], whole("x: y\n")),
+                found(3, &["lost+found@b"], whole("x: y\n")),
+            ];
+            for answer in said(&template, jobs).await {
+                // A loop of links is told of whom it is met at.
+                match answer {
+                    Err(message) => assert!(message.contains(words), "{tail}: {message}"),
+                    Ok(codes) => assert_eq!((codes, words), (vec![450], "cannot look into"), "{tail}"),
+                }
+            }
+            assert_eq!(files(&place).len(), before, "{tail}, {words}: nothing is made");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_account_is_a_folder_whatever_is_in_it_and_however_its_name_is_written() {
+    let root = tempfile::tempdir().unwrap();
+    for folder in ["alice", "Bob", "carol/cur"] {
+        fs::create_dir_all(root.path().join(folder)).unwrap();
+    }
+    fs::write(root.path().join("mbox"), "From ").unwrap();
+    std::os::unix::fs::symlink("/nonexistent/dave", root.path().join("dave")).unwrap();
+    let template = root.path().join("{local}").display().to_string();
+    let to = ["Alice@b", "ALICE+Lists@b", "Bob@b", "bob@b", "carol@b", "mbox@b", "dave@b", "zoe@b"];
+    let answers = said(&template, vec![found(1, &to, whole("x: y\n"))]).await;
+    assert_eq!(answers, [Ok(vec![250, 250, 250, 550, 250, 450, 450, 550])]);
+    for name in ["alice", "Bob", "carol"] {
+        assert_eq!(files(&root.path().join(name).join("new")).len(), 1, "{name}");
+    }
+    assert!(!root.path().join("Alice").exists());
+    // The postmaster's own is made beside others, and nobody else's is.
+    let answers = said(&template, vec![job(2, &["postmaster@b"], whole("x: y\n"))]).await;
+    assert_eq!(answers, [Ok(vec![250])]);
+    assert_eq!(files(&root.path().join("postmaster/new")).len(), 1);
+    // Below the folders of accounts the Maildir need not be there.
+    let template = root.path().join("{local}/Maildir").display().to_string();
+    let answers = said(&template, vec![found(3, &["alice@b", "zoe@b"], whole("x: y\n"))]).await;
+    assert_eq!(answers, [Ok(vec![250, 550])]);
+    assert_eq!(files(&root.path().join("alice/Maildir/new")).len(), 1);
+}
+
+/// The domains that are there get their mail.
+#[tokio::test]
+async fn a_domain_without_a_folder_holds_up_its_own_recipients_only() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(root.path().join("b/alice")).unwrap();
+    let template = root.path().join("{domain}/{local}").display().to_string();
+    let jobs = vec![
+        found(1, &["alice@b", "zoe@b", "alice@c"], whole("x: y\n")),
+        job(2, &["postmaster@c"], whole("x: y\n")),
+    ];
+    assert_eq!(said(&template, jobs).await, [Ok(vec![250, 550, 450]), Ok(vec![450])]);
+    assert!(!root.path().join("c").exists());
 }

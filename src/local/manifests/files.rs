@@ -1,5 +1,6 @@
 //! Which files there are, what is in them, and when they change.
 
+use std::collections::HashSet;
 use std::fs;
 use std::hash::Hasher;
 use std::io::{self, Read};
@@ -38,18 +39,23 @@ pub(super) fn list(paths: &[PathBuf]) -> Result<Vec<PathBuf>, LoadError> {
             // The folder that was named must be readable; one below it that
             // is not is reported like a file.
             fs::read_dir(path).map_err(fail)?;
-            folder(path, 0, &mut found);
+            folder(path, 0, &mut found, &mut HashSet::new());
         } else {
             found.push(path.clone());
         }
     }
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     // A file that is named twice, or that two links lead to, is one file.
     found.retain(|path| seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone())));
     Ok(found)
 }
 
-fn folder(path: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+/// Takes what is below `path`, each of the folders `been` once: a link may
+/// lead back to one that it is in.
+fn folder(path: &Path, depth: usize, found: &mut Vec<PathBuf>, been: &mut HashSet<(u64, u64)>) {
+    if fs::metadata(path).is_ok_and(|data| !been.insert((data.dev(), data.ino()))) {
+        return;
+    }
     let Ok(entries) = fs::read_dir(path) else {
         return found.push(path.to_owned());
     };
@@ -67,10 +73,13 @@ fn folder(path: &Path, depth: usize, found: &mut Vec<PathBuf>) {
             .iter()
             .any(|end| below.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(end)));
         match fs::metadata(&below) {
-            Ok(data) if data.is_dir() && depth < MAX_FOLDERS => folder(&below, depth + 1, found),
+            Ok(data) if data.is_dir() && depth < MAX_FOLDERS => folder(&below, depth + 1, found, been),
             Ok(data) if data.is_file() && manifest => found.push(below),
-            // A link that leads nowhere is reported where it is read.
-            Err(_) if manifest => found.push(below),
+            // A link that leads nowhere is reported where it is read. Whatever
+            // it is called: there may have been a folder.
+            Err(_) if manifest || fs::symlink_metadata(&below).is_ok_and(|data| data.is_symlink()) => {
+                found.push(below);
+            }
             _ => {}
         }
     }

@@ -1,7 +1,7 @@
 //! Reads documents one after the other; what is kept of a record is its work
 //! item and where its fields stand, so that ten thousand of them stay small.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use zeroize::{Zeroize, Zeroizing};
 use super::diagnostic::{Diagnostic, Severity};
 use super::files;
 use super::kinds::{Kind, Kinds};
-use super::schema::{Check, suggest};
+use super::schema::Check;
 use super::secrets::Data;
 use super::yaml::{self, Node, Position, Value};
 use crate::api;
 use crate::api::unified::Asked;
 use crate::api::work::{self, Shared, Unusable};
 use crate::domain::code::Code;
-use crate::domain::text::escape;
+use crate::domain::text::{escape, suggest};
 use crate::domain::work::{Destination, RecordKey, SecretKind, WorkItem};
 use crate::run::Problem;
 
@@ -66,6 +66,8 @@ pub(super) struct Loader {
     pub(super) drafts: Vec<Draft>,
     pub(super) domains: Vec<DomainDraft>,
     pub(super) broken_domains: HashSet<String>,
+    /// Aliases of these, as far as they can be read.
+    pub(super) broken_aliases: BTreeSet<String>,
     pub(super) settings: Option<(api::RpopSettingsSpec, Place, Position)>,
     pub(super) settings_broken: bool,
     /// The file that holds the settings, good or not.
@@ -109,6 +111,7 @@ impl Loader {
             drafts: Vec::new(),
             domains: Vec::new(),
             broken_domains: HashSet::new(),
+            broken_aliases: BTreeSet::new(),
             settings: None,
             settings_broken: false,
             settings_file: None,
@@ -215,6 +218,7 @@ impl Loader {
 
     fn object(&mut self, file: u32, node: &Node) {
         let Value::Map(_) = node.value else {
+            self.broken_files.insert(file);
             let message = "an object was expected here: it begins with apiVersion and kind".into();
             return self.report(Place { file, at: node.at }, Severity::Error, None, String::new(), message);
         };
@@ -243,6 +247,7 @@ impl Loader {
             if let Some(Value::List(items)) = node.get("items").map(|items| &items.value) {
                 return items.iter().for_each(|item| self.object(file, item));
             }
+            self.broken_files.insert(file);
             let message = "a List needs items".into();
             return self.report(Place { file, at: node.at }, Severity::Error, None, "List".into(), message);
         }
@@ -273,6 +278,11 @@ impl Loader {
         {
             // The first one counts, so that nothing depends on the order of
             // what follows; it stays on record.
+            if kind == Kind::Domain {
+                // Perhaps a name was copied, and the domain's own is not known.
+                self.broken_files.insert(file);
+                self.broken_aliases.extend(aliases_of(node));
+            }
             self.seen.insert((kind, subject.namespace.clone(), subject.name.clone()), earlier);
             let where_ = usize::try_from(earlier.file).ok().and_then(|file| self.files.get(file)).cloned();
             let message = format!(
@@ -292,7 +302,14 @@ impl Loader {
                 }
             }
             (Kind::Domain, true) => {
-                self.broken_domains.insert(subject.name.to_ascii_lowercase());
+                let name = subject.name.to_ascii_lowercase();
+                if bad_name(&name, false).is_some() {
+                    // Whose mail it is about nobody knows.
+                    self.broken_files.insert(file);
+                } else {
+                    self.broken_domains.insert(name);
+                }
+                self.broken_aliases.extend(aliases_of(node));
             }
             (Kind::Settings, true) => self.settings_broken = true,
             (Kind::Record, false) => {
@@ -428,6 +445,7 @@ impl Loader {
             }),
             Err(error) => {
                 self.broken_domains.insert(name);
+                self.broken_aliases.extend(aliases_of(node));
                 self.report(Place { file, at: node.at }, Severity::Error, None, subject.text("spec"), error);
             }
         }
@@ -494,6 +512,17 @@ pub(super) const HIDE: u32 = 1 << 31;
 
 fn plain_message(path: &str, message: &str) -> String {
     if path.is_empty() { message.to_owned() } else { format!("{path}: {message}") }
+}
+
+/// The aliases of a domain with errors, as far as they are names.
+fn aliases_of(node: &Node) -> Vec<String> {
+    let Some(Value::List(names)) =
+        node.get("spec").and_then(|spec| spec.get("aliases")).map(|aliases| &aliases.value)
+    else {
+        return Vec::new();
+    };
+    let names = names.iter().filter_map(Node::text).map(str::to_ascii_lowercase);
+    names.filter(|name| bad_name(name, false).is_none()).collect()
 }
 
 fn never(node: &Node) -> bool {

@@ -30,7 +30,8 @@ pub use files::{LoadError, Watcher};
 pub use secrets::MemorySecrets;
 
 use crate::api::unified::Directory;
-use crate::domain::work::{RecordKey, Settings, WorkItem};
+use crate::api::work::Sources;
+use crate::domain::work::{RecordKey, Settings, Source, WorkItem};
 use crate::run::Problem;
 
 /// What the files say.
@@ -53,6 +54,10 @@ pub struct Configuration {
     pub files: Vec<Arc<Path>>,
     /// The file of each record, as an index of `files`.
     origins: Vec<u32>,
+    /// Unified records that are not polled, with their files, since `doubt`.
+    held: Vec<(Arc<WorkItem>, u32)>,
+    /// Why it is not certain that all domains are known, if it is not.
+    doubt: Option<String>,
     /// Files of which a part could not be read.
     broken: Vec<Arc<Path>>,
     settings_broken: bool,
@@ -61,8 +66,10 @@ pub struct Configuration {
     /// limits of the user's own would silently fall away.
     pub settings_missing: bool,
     settings_file: Option<Arc<Path>>,
-    /// `RpopSettings.sourceAddress`.
-    source: Option<std::net::IpAddr>,
+    /// What records connect from.
+    sources: Sources,
+    /// What domains have for that, by all their names.
+    outgoing: HashMap<String, Source>,
     use_apop: bool,
     /// What unified records are given.
     directory: Directory,
@@ -92,6 +99,12 @@ impl Configuration {
         self.diagnostics.iter().any(|finding| finding.severity == Severity::Error)
     }
 
+    /// Whether there are records that wait for other manifests to be mended,
+    /// and can be polled then.
+    pub fn waits(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// The records' keys, polled or not.
     pub fn keys(&self) -> impl Iterator<Item = &RecordKey> {
         self.records.iter().map(|item| &item.key).chain(self.problems.keys())
@@ -103,6 +116,7 @@ impl Configuration {
     /// was taken out of a sound file, or whose Secret or domain was, does not
     /// stay.
     pub fn keep_from(&mut self, before: &Self) {
+        self.release_held(before);
         let unread = self.settings_file.is_none()
             && before.settings_file.as_ref().is_some_and(|file| self.broken.contains(file));
         let settings_lost = self.settings_broken || unread;
@@ -110,12 +124,14 @@ impl Configuration {
             self.settings = before.settings.clone();
             self.settings_missing = before.settings_missing;
             self.settings_file.clone_from(&before.settings_file);
-            (self.source, self.use_apop) = (before.source, before.use_apop);
+            (self.sources, self.use_apop) = (before.sources, before.use_apop);
             for item in &mut self.records {
                 let apop = before.use_apop && self.apop_off.contains(&item.key);
-                if item.source_address != self.source || apop {
+                let outgoing = self.outgoing.get(&item.account.domain().to_ascii_lowercase());
+                let source = self.sources.choose(outgoing.copied());
+                if item.source_address != source || apop {
                     let item = Arc::make_mut(item);
-                    item.source_address = self.source;
+                    item.source_address = source;
                     item.remote.apop |= apop;
                 }
             }

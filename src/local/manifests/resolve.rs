@@ -16,10 +16,10 @@ use super::secrets::MemorySecrets;
 use super::unified;
 use super::yaml::Position;
 use crate::api::checks::{self, Claim};
-use crate::api::work;
+use crate::api::work::{self, Sources};
 use crate::domain::code::Code;
-use crate::domain::envelope::Mailbox;
-use crate::domain::work::{Destination, Login, OAuth2, SecretKind, SecretRef, Settings};
+use crate::domain::envelope::{Mailbox, domain_key};
+use crate::domain::work::{Destination, Login, OAuth2, SecretKind, SecretRef, Settings, Source};
 use crate::run::Problem;
 
 /// A domain, or an alias of one, that records can be delivered to.
@@ -28,6 +28,8 @@ pub(super) struct Local {
     pub(super) name: Arc<str>,
     pub(super) destination: Arc<Destination>,
     pub(super) postmaster: Mailbox,
+    /// What its records connect from, where the settings want that.
+    pub(super) outgoing: Option<Source>,
     pub(super) problem: Option<Problem>,
 }
 
@@ -36,19 +38,20 @@ const DEFAULT: &str = "default";
 
 pub(super) fn configuration(mut loader: Loader) -> Configuration {
     let secrets = MemorySecrets::new(std::mem::take(&mut loader.secrets));
-    let (domains, left_out) = domains(&mut loader, &secrets);
+    let sources = loader.settings.as_ref().map(|(spec, ..)| Sources::of(spec)).unwrap_or_default();
+    let (domains, left_out) = domains(&mut loader, &secrets, sources);
     let mut settings = Settings::default();
-    let (mut source, mut main_domain) = (None, None);
+    let mut main_domain = None;
     let mut use_apop = false;
     let settings_broken = loader.settings_broken && loader.settings.is_none();
     let mut apop_off = std::collections::HashSet::new();
     if let Some((spec, place, main)) = loader.settings.take() {
         use_apop = spec.use_apop;
         if let Ok(built) = work::settings(&spec) {
-            (settings, source) = built;
+            settings = built;
         }
         main_domain = spec.main_domain;
-        let missing = |name: &&String| !domains.contains_key(&name.to_ascii_lowercase());
+        let missing = |name: &&String| !domains.contains_key(&*domain_key(name));
         if let Some(name) = main_domain.as_ref().filter(missing) {
             let message = checks::no_main_domain(name);
             let place = Place { at: main, ..place };
@@ -62,11 +65,12 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         }
     }
     rivals(&mut loader);
-    let mut directory = unified::directory(&domains, &left_out, main_domain.as_deref());
-    let mut records = Vec::with_capacity(loader.drafts.len());
+    let mut directory =
+        unified::directory(&domains, &left_out, &loader.broken_aliases, main_domain.as_deref());
+    let doubt = unified::doubt(&loader, &left_out);
+    let (mut records, mut held) = (Vec::with_capacity(loader.drafts.len()), Vec::new());
     for mut draft in std::mem::take(&mut loader.drafts) {
         let key = draft.item.key.clone();
-        draft.item.source_address = source;
         if draft.item.remote.apop && !use_apop {
             draft.item.remote.apop = false;
             apop_off.insert(key.clone());
@@ -77,8 +81,17 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
             .and_then(|()| unified::unify(&loader, &mut draft, &mut directory, settings_broken));
         match settled {
             Ok(()) => {
+                let outgoing = domains.get(&draft.item.account.domain().to_ascii_lowercase());
+                draft.item.source_address = sources.choose(outgoing.and_then(|local| local.outgoing));
                 unified::explain(&mut loader, &draft, &domains, &directory);
-                records.push((Arc::new(draft.item), draft.file));
+                if let (Some(doubt), Some(_)) = (&doubt, &draft.item.unified) {
+                    warn(&mut loader, &draft, draft.special, Severity::Error, "spec.special", doubt.clone());
+                    let problem = Problem { code: Code::ConfigInvalid, message: doubt.clone(), keep: false };
+                    loader.problems.entry(key).or_insert(problem);
+                    held.push((Arc::new(draft.item), draft.file));
+                } else {
+                    records.push((Arc::new(draft.item), draft.file));
+                }
             }
             Err((at, path, problem)) => {
                 warn(&mut loader, &draft, at, Severity::Error, path, problem.message.clone());
@@ -86,6 +99,7 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
             }
         }
     }
+    let outgoing = domains.iter().filter_map(|(name, local)| Some((name.clone(), local.outgoing?))).collect();
     records.sort_by(|(a, _), (b, _)| a.key.cmp(&b.key));
     let (records, origins) = records.into_iter().unzip();
     let mut diagnostics = loader.diagnostics;
@@ -108,11 +122,14 @@ pub(super) fn configuration(mut loader: Loader) -> Configuration {
         diagnostics,
         files: loader.files,
         origins,
+        held,
+        doubt,
         broken,
         settings_broken,
         settings_missing: settings_broken,
         settings_file,
-        source,
+        sources,
+        outgoing,
         use_apop,
         directory,
         apop_off,
@@ -134,15 +151,21 @@ pub(super) fn warn(
 }
 
 /// All names that mail can be delivered under, and the domains with errors.
-fn domains(loader: &mut Loader, secrets: &MemorySecrets) -> (HashMap<String, Arc<Local>>, BTreeSet<String>) {
+fn domains(
+    loader: &mut Loader,
+    secrets: &MemorySecrets,
+    sources: Sources,
+) -> (HashMap<String, Arc<Local>>, BTreeSet<String>) {
     let mut left_out: BTreeSet<String> = loader.broken_domains.iter().cloned().collect();
     let mut known: HashMap<String, Arc<Local>> = HashMap::new();
     let mut owners: HashMap<String, String> = HashMap::new();
     for draft in std::mem::take(&mut loader.domains) {
-        let Some(local) = domain(loader, &draft, secrets) else {
+        let Some(local) = domain(loader, &draft, secrets, sources) else {
             left_out.insert(draft.name.clone());
             loader.broken_domains.insert(draft.name.clone());
-            loader.broken_domains.extend(draft.spec.aliases.iter().map(|alias| alias.to_ascii_lowercase()));
+            let aliases = draft.spec.aliases.iter().map(|alias| alias.to_ascii_lowercase());
+            loader.broken_aliases.extend(aliases.clone());
+            loader.broken_domains.extend(aliases);
             continue;
         };
         let local = Arc::new(local);
@@ -161,7 +184,12 @@ fn domains(loader: &mut Loader, secrets: &MemorySecrets) -> (HashMap<String, Arc
     (known, left_out)
 }
 
-fn domain(loader: &mut Loader, draft: &DomainDraft, secrets: &MemorySecrets) -> Option<Local> {
+fn domain(
+    loader: &mut Loader,
+    draft: &DomainDraft,
+    secrets: &MemorySecrets,
+    sources: Sources,
+) -> Option<Local> {
     let subject = |path: &str| format!("RpopDomain {}: {path}", draft.name);
     let default: Arc<str> = loader.shared.text(DEFAULT);
     // A domain has no namespace. Its Secrets are those of the namespace that
@@ -194,7 +222,15 @@ fn domain(loader: &mut Loader, draft: &DomainDraft, secrets: &MemorySecrets) -> 
             return None;
         }
     };
-    if draft.spec.use_for_outgoing {
+    let outgoing = match work::outgoing(&draft.spec) {
+        Ok(outgoing) => outgoing,
+        Err(fault) => {
+            let place = Place { at: draft.outgoing, ..draft.place };
+            loader.report(place, Severity::Error, None, subject(fault.path), fault.message);
+            return None;
+        }
+    };
+    if outgoing.is_some() && !sources.use_domains {
         let message = checks::OUTGOING.into();
         let place = Place { at: draft.outgoing, ..draft.place };
         loader.report(place, Severity::Warning, None, subject("spec.useForOutgoing"), message);
@@ -213,7 +249,7 @@ fn domain(loader: &mut Loader, draft: &DomainDraft, secrets: &MemorySecrets) -> 
             });
         }
     }
-    Some(Local { name: Arc::clone(&destination.domain), destination, postmaster, problem })
+    Some(Local { name: Arc::clone(&destination.domain), destination, postmaster, outgoing, problem })
 }
 
 /// Where, which field, and why a record cannot be polled.
@@ -227,7 +263,7 @@ fn settle(
     secrets: &MemorySecrets,
 ) -> Result<(), Unsettled> {
     let item = &mut draft.item;
-    let name = item.account.domain().to_ascii_lowercase();
+    let name = domain_key(item.account.domain()).into_owned();
     let Some(local) = domains.get(&name) else {
         // If the domain is there but broken, or may have been in a part of a
         // file that cannot be read, then what was in force stays so.

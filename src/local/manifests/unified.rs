@@ -17,11 +17,12 @@ use crate::run::Problem;
 pub(super) fn directory(
     known: &HashMap<String, Arc<Local>>,
     left_out: &BTreeSet<String>,
+    aliases: &BTreeSet<String>,
     main: Option<&str>,
 ) -> Directory {
     let mut locals: BTreeMap<&str, unified::Local> = BTreeMap::new();
     for (name, local) in known {
-        let Local { name: own, destination, postmaster, problem: _ } = &**local;
+        let Local { name: own, destination, postmaster, outgoing: _, problem: _ } = &**local;
         let entry = locals.entry(own).or_insert_with(|| unified::Local {
             name: Arc::clone(own),
             names: Vec::new(),
@@ -35,7 +36,21 @@ pub(super) fn directory(
     }
     let left_out = left_out.iter().filter(|name| !locals.contains_key(name.as_str()));
     let left_out = left_out.map(|name| name.as_str().into()).collect();
-    Directory::new(locals.into_values().collect(), left_out, main)
+    let aliases = aliases.iter().map(|name| name.as_str().into()).collect();
+    Directory::new(locals.into_values().collect(), left_out, main).with_aliases(aliases)
+}
+
+/// Why it is not certain that all domains are known. The recipients in one
+/// that is not known would count as foreign, and lose their mail.
+pub(super) fn doubt(loader: &Loader, left_out: &BTreeSet<String>) -> Option<String> {
+    let files: BTreeSet<_> =
+        loader.broken_files.iter().filter_map(|file| usize::try_from(*file).ok()).collect();
+    let files: Vec<String> = files
+        .into_iter()
+        .filter_map(|file| loader.files.get(file).map(|path| path.display().to_string()))
+        .collect();
+    let domains: Vec<&String> = left_out.iter().collect();
+    checks::not_all_domains(&files, &domains)
 }
 
 /// Gives a record all domains, if it asks for them. A Secret that one of them
@@ -50,6 +65,9 @@ pub(super) fn unify(
     let refused = match directory.unified(asked, &draft.item.account) {
         Ok(unified) => {
             draft.item.unified = Some(unified);
+            if let Some(destination) = directory.to_postmaster() {
+                draft.item.destination = Arc::clone(destination);
+            }
             return Ok(());
         }
         Err(refused) => refused,
@@ -82,6 +100,7 @@ pub(super) fn explain(
     let said = [
         (Severity::Note, Some(checks::distributes(unified))),
         (Severity::Note, checks::without_notifications(unified, &draft.item.destination)),
+        (Severity::Warning, directory.postmaster_elsewhere()),
         (Severity::Warning, checks::left_out(directory.left_out())),
         (Severity::Warning, checks::waiting(&waiting)),
     ];
@@ -93,6 +112,22 @@ pub(super) fn explain(
 }
 
 impl Configuration {
+    /// Part of [`Configuration::keep_from`]: unified records that would not be
+    /// polled from a start are, if all domains were known in `before`.
+    pub(super) fn release_held(&mut self, before: &Self) {
+        // What was known completely stays known: nothing is in doubt.
+        if before.doubt.is_some() {
+            return;
+        }
+        let Some(doubt) = self.doubt.take() else { return };
+        for (item, origin) in std::mem::take(&mut self.held) {
+            self.problems.remove(&item.key);
+            self.diagnostics.retain(|said| said.record.as_ref() != Some(&item.key) || said.message != doubt);
+            self.records.push(item);
+            self.origins.push(origin);
+        }
+    }
+
     /// Part of [`Configuration::keep_from`]: domains that cannot be read now
     /// are to unified records what they were.
     pub(super) fn keep_directory_from(&mut self, before: &Self, settings_lost: bool) {
@@ -107,8 +142,11 @@ impl Configuration {
             let Some(given) = &item.unified else { continue };
             // Where it cannot be made anew, what it has stays.
             let Ok(now) = self.directory.unified(&Asked::again(given), &item.account) else { continue };
-            if now != *given {
-                Arc::make_mut(item).unified = Some(now);
+            let destination = self.directory.to_postmaster().unwrap_or(&item.destination);
+            if now != *given || *destination != item.destination {
+                let destination = Arc::clone(destination);
+                let item = Arc::make_mut(item);
+                (item.unified, item.destination) = (Some(now), destination);
             }
         }
     }

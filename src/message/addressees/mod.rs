@@ -118,7 +118,7 @@ struct Search {
 
 impl Search {
     fn take(&mut self, address: Option<Mailbox>) -> ControlFlow<()> {
-        let Some(address) = address else {
+        let Some(address) = address.map(Mailbox::with_ascii_domain) else {
             self.found.unusable = self.found.unusable.saturating_add(1);
             return ControlFlow::Continue(());
         };

@@ -30,6 +30,14 @@ fn names(addressees: &Addressees) -> Vec<&str> {
     addressees.found.iter().map(Mailbox::as_str).collect()
 }
 
+/// RCPT with an A-label needs no SMTPUTF8, and is what the domain is called.
+#[test]
+fn an_internationalised_domain_is_found_by_its_ascii_form_once() {
+    let header = "X-Real-To: alice@exämple.com, Alice <alice@XN--EXMPLE-CUA.com>\r\n <ü@EXÄMPLE.com>\r\n\r\n";
+    let found = found(&Special::Header("X-Real-To".into()), header.as_bytes());
+    assert_eq!(names(&found), ["alice@xn--exmple-cua.com", "ü@xn--exmple-cua.com"]);
+}
+
 #[test]
 fn it_breaks_off_when_told() {
     let mut seen = 0;
@@ -317,9 +325,9 @@ proptest! {
                 Then::CloseGroup => false,
                 _ => in_group,
             };
-            let (local, domain) = address.rsplit_once('@').unwrap();
-            if seen.insert((local.to_owned(), domain.to_lowercase())) {
-                expected.push(address);
+            let address = Mailbox::parse(&address).unwrap().with_ascii_domain();
+            if seen.insert((address.local().to_owned(), address.domain().to_lowercase())) {
+                expected.push(address.to_string());
             }
         }
         let message = format!("To:{value}\r\nSubject: x\r\n\r\n");

@@ -23,6 +23,7 @@ fn to(whom: &str, in_stead_of: Option<&ReversePath>, header: &[u8], refused: &[R
         to: &address(whom),
         from: &address("postmaster@example.com"),
         refused,
+        others_wait: false,
         header,
         in_stead_of,
         now: "2026-11-23T17:35:52.25Z".parse().unwrap(),

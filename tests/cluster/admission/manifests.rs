@@ -257,6 +257,18 @@ fn domains(add: &mut impl FnMut(Value, &'static str, &str)) {
         "spec.aliases",
         "write domain names like example.net; an internationalised one in its ASCII form, which begins with xn--",
     );
+    for wrong in ["[::1]", "0.0.0.0", "eth0"] {
+        add(
+            domain(json!({"assignedAddresses": ["192.0.2.1", wrong]})),
+            "spec.assignedAddresses",
+            "write IP addresses of this host, without brackets",
+        );
+    }
+    add(
+        domain(json!({"useForOutgoing": true})),
+        "spec.useForOutgoing",
+        "useForOutgoing needs assignedAddresses: write the addresses to connect from",
+    );
     let delivery = |change: Value| domain(json!({"delivery": change}));
     let lmtp =
         |change: Value| json!({"smtp": null, "lmtp": merged(json!({"host": "mail.example.com"}), change)});
@@ -346,6 +358,11 @@ fn whole_settings(add: &mut impl FnMut(Value, &'static str, &str)) {
     add(settings(json!({"checkpoint": {"every": "9000h"}})), "spec.checkpoint.every", LONGEST);
     add(settings(json!({"checkpoint": {"every": "0s"}})), "spec.checkpoint.every", "write at least 1s");
     add(
+        settings(json!({"sourceAddress": "0.0.0.0"})),
+        "spec.sourceAddress",
+        "write an IP address of this host, without brackets",
+    );
+    add(
         settings(json!({"sourceAddress": "[::1]"})),
         "spec.sourceAddress",
         "write an IP address of this host, without brackets",
@@ -376,6 +393,18 @@ fn whole_settings(add: &mut impl FnMut(Value, &'static str, &str)) {
         schedule("08:00", "24:01"),
         "spec.activitySchedule.windows[0].to",
         "write a time of day like \"18:30\", in quotes",
+    );
+    add(
+        schedule("08:00", "08:00"),
+        "spec.activitySchedule.windows[0].to",
+        "a window that ends when it begins never opens: for the whole day write from: \"00:00\", to: \"24:00\"",
+    );
+    add(
+        settings(json!({"activitySchedule": {
+            "timeZone": "../localtime", "windows": [{"from": "08:00", "to": "18:00"}]
+        }})),
+        "spec.activitySchedule.timeZone",
+        "write an IANA name like Europe/Berlin or UTC",
     );
 }
 
@@ -444,6 +473,7 @@ pub(super) fn accepted() -> Vec<Value> {
     all.push(domain(json!({"delivery": {"smtp": null, "maildir": {"path": "/home/{local}/Maildir"}}})));
     all.push(domain(json!({
         "aliases": ["example.net", "xn--exmple-cua.org"],
+        "assignedAddresses": ["192.0.2.1", "2001:db8::1"], "useForOutgoing": true,
         "allow": [{"namespaces": {}, "accounts": ["*"]}, {"namespaces": {"matchLabels": {"a": "b"}}, "accounts": ["alice", "team-*"]}],
     })));
     all.push(settings(json!({

@@ -161,13 +161,14 @@ impl Server {
 
     /// Starts kube-controller-manager with the garbage collector (owner
     /// references), the namespace controller (deletes what is in a deleted
-    /// namespace) and the default ServiceAccounts. It ends with the guard.
+    /// namespace), the default ServiceAccounts and the aggregation of
+    /// ClusterRoles. It ends with the guard.
     pub fn controller_manager(&self) -> ControllerManager {
         let log = self.folder.join("controller-manager.log");
         let port = free_port().to_string();
         let kubeconfig = self.admin_kubeconfig.display().to_string();
         let args = [
-            "--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller",
+            "--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller,clusterrole-aggregation-controller",
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
             "--secure-port",

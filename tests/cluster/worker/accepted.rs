@@ -1,14 +1,18 @@
 //! What the destination had accepted when a worker fenced itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use kube::Client;
+use kube::api::Api;
+use rpop::api::RpopRecord;
 use rustix::process::Signal;
 
-use super::stage::{Stage, Worker, each_once, prepare};
+use super::stage::{Stage, each_once, prepare};
 use crate::parts::pop3::{Act, Call, FakePop3, Pop3};
 use crate::parts::smtp::{FakeSmtp, Smtp};
 use crate::parts::{PATIENCE, wait_for, wait_until};
-use crate::support::Server;
+use crate::support::{Server, Worker, eventually};
 
 /// Messages of the maildrop: more than are out at once by far.
 const ALL: usize = 120;
@@ -57,19 +61,31 @@ fn goes_on(worker: &mut Worker, pop3: &FakePop3, smtp: &FakeSmtp) {
     assert!(worker.process.runs());
 }
 
+/// The record's status counts what the session had delivered that was cut off.
+async fn counts_all(client: Client, namespace: &str, name: &str) {
+    let records: Api<RpopRecord> = Api::namespaced(client, namespace);
+    let counted = || async {
+        let counters = records.get(name).await.ok()?.status?.counters?;
+        assert!(counters.delivered <= ALL as u64, "each counts once: {counters:?}");
+        (counters.delivered == ALL as u64).then_some(())
+    };
+    eventually("the counters to say what was delivered", counted).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_api_server_amid_a_session_repeats_nothing() {
     let Some(mut server) = Server::start() else { return };
     prepare(&server);
     let (pop3, smtp) = (maildrop(), Smtp::new().start());
-    let mut worker = {
+    let (mut worker, namespace) = {
         let stage = Stage::new(&server).await;
-        worker_of(&stage, &pop3, &smtp, "shard-001", "outage").await
+        (worker_of(&stage, &pop3, &smtp, "shard-001", "outage").await, Arc::clone(&stage.namespace))
     };
     server.stop();
     fenced(&mut worker, &pop3, &smtp);
     server.restart();
     goes_on(&mut worker, &pop3, &smtp);
+    counts_all(server.client().await, &namespace, "outage").await;
 }
 
 /// Writes hang until nobody waits for them any more, and are carried out after
@@ -87,6 +103,7 @@ async fn commits_that_were_carried_out_late_are_not_taken_for_somebody_elses() {
     tokio::time::sleep(Duration::from_secs(32)).await;
     server.freeze_etcd(false);
     goes_on(&mut worker, &pop3, &smtp);
+    counts_all(stage.admin.clone(), &stage.namespace, "late").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

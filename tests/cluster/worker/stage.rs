@@ -11,17 +11,12 @@ use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
 use rpop::api::{ItemPast, RpopRecord, RpopShard, RpopWorkSlice, SLICE_FORMAT, SliceItem};
-use rpop::domain::envelope::Mailbox;
-use rpop::domain::work::{
-    AuthChoice, Destination, Endpoint, Limits, Login, MailHost, OnReject, OnUidChange, RecordKey, Remote,
-    SecretKind, SecretRef, TlsMode, TlsPolicy, WorkItem,
-};
+use rpop::domain::work::{Destination, WorkItem};
 use serde_json::{Value, json};
 
 use crate::parts::dovecot::PASSWORD;
-use crate::parts::free_port;
-use crate::parts::rpop::Running;
-use crate::support::{SYSTEM, Server, eventually, namespace};
+use crate::parts::work;
+use crate::support::{SYSTEM, Server, Worker, eventually, namespace};
 
 /// One server for the tests that do not stop it.
 pub fn server() -> Option<&'static Server> {
@@ -46,31 +41,6 @@ pub struct Stage<'s> {
     pub admin: Client,
     pub leader: Client,
     pub namespace: Arc<str>,
-}
-
-/// A worker's process.
-pub struct Worker {
-    pub process: Running,
-    pub pod: String,
-    /// `POD/BOOT`, as its lease says.
-    pub me: String,
-    pub port: u16,
-}
-
-impl Worker {
-    /// What `http://…/PATH` answers.
-    pub fn get(&self, path: &str) -> String {
-        use std::io::{Read as _, Write as _};
-        let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", self.port)) else {
-            return String::new();
-        };
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        let mut answer = String::new();
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        drop(stream.read_to_string(&mut answer));
-        answer
-    }
 }
 
 impl<'s> Stage<'s> {
@@ -149,9 +119,14 @@ impl<'s> Stage<'s> {
 
     /// The leader takes a worker for dead.
     pub async fn steal(&self, worker: &Worker) {
+        self.steal_lease(&worker.pod, &worker.me).await;
+    }
+
+    /// The same, of a process that is gone.
+    pub async fn steal_lease(&self, pod: &str, me: &str) {
         let leases: Api<Lease> = Api::namespaced(self.leader.clone(), SYSTEM);
-        let patch = Patch::Merge(json!({"spec": {"holderIdentity": format!("stolen/{}", worker.me)}}));
-        leases.patch(&format!("rpop-worker-{}", worker.pod), &PatchParams::default(), &patch).await.unwrap();
+        let patch = Patch::Merge(json!({"spec": {"holderIdentity": format!("stolen/{me}")}}));
+        leases.patch(&format!("rpop-worker-{pod}"), &PatchParams::default(), &patch).await.unwrap();
     }
 
     /// Waits until the shard's status names this holder.
@@ -166,21 +141,7 @@ impl<'s> Stage<'s> {
 
     /// Starts a worker in a pod of that name, with the fast timing.
     pub async fn worker(&self, pod: &str) -> Worker {
-        let identity = self.server.pod_token(SYSTEM, "rpop-worker", pod).await;
-        let port = free_port();
-        let listen = format!("127.0.0.1:{port}");
-        let args = ["--log-level", "low-level", "worker", "--timing", "fast", "--listen", &listen];
-        let mut process = identity.run(&args, &[]);
-        let leases: Api<Lease> = Api::namespaced(self.admin.clone(), SYSTEM);
-        process.wait_to_say(" works as ");
-        let text = process.text();
-        let me = text.split(" works as ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
-        eventually("the worker's lease", || async {
-            let lease = leases.get_opt(&format!("rpop-worker-{pod}")).await.unwrap()?;
-            (lease.spec?.holder_identity? == me).then_some(())
-        })
-        .await;
-        Worker { process, pod: pod.to_owned(), me, port }
+        self.server.worker(pod).await
     }
 
     /// A record of an account at a fake server, and its item: polled each
@@ -252,50 +213,8 @@ fn destination(item: &SliceItem) -> Arc<Destination> {
 }
 
 fn work(namespace: &str, name: &str, pop3: u16, smtp: u16) -> WorkItem {
-    let host = MailHost {
-        endpoint: Endpoint::Tcp("127.0.0.1".into(), smtp),
-        ehlo_name: None,
-        tls: TlsPolicy { mode: TlsMode::None, ..TlsPolicy::default() },
-        auth: None,
-        detail_separator: "+".into(),
-        null_sender_without_dsn: true,
-    };
-    WorkItem {
-        key: RecordKey { namespace: namespace.into(), name: name.into() },
-        uid: 0,
-        account: Mailbox::parse("alice@local.test").unwrap(),
-        remote: Remote {
-            host: "127.0.0.1".into(),
-            port: pop3,
-            account: "alice".into(),
-            login: Login::Password(SecretRef {
-                kind: SecretKind::Secret,
-                namespace: namespace.into(),
-                name: "password".into(),
-                key: "password".into(),
-            }),
-            auth: AuthChoice::Auto,
-            apop: false,
-            tls: Arc::new(TlsPolicy { mode: TlsMode::None, ..TlsPolicy::default() }),
-        },
-        interval: Some(Duration::from_secs(1)),
-        leave: false,
-        keep_for_days: None,
-        delete_seen: false,
-        mailbox: None,
-        destination: Arc::new(Destination {
-            domain: "local.test".into(),
-            smtp: Some(host),
-            lmtp: None,
-            maildir: None,
-        }),
-        postmaster: None,
-        limits: Limits { message_size: None, messages_per_session: None },
-        on_reject: OnReject::Leave,
-        on_uid_change: OnUidChange::Pause,
-        source_address: None,
-        unified: None,
-    }
+    let item = work::item(namespace, name, "alice@local.test", pop3, smtp);
+    WorkItem { interval: Some(Duration::from_secs(1)), ..item }
 }
 
 /// How often each message arrived.

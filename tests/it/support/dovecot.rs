@@ -41,11 +41,21 @@ pub struct Dovecot {
     folder: tempfile::TempDir,
 }
 
+/// What a Dovecot does beside what all do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// The most messages that an account may hold: further ones are refused
+    /// for good, by LMTP after DATA.
+    pub most_messages: Option<u32>,
+    /// See [`Dovecot::with_all_mechanisms`].
+    pub every_mechanism: bool,
+}
+
 impl Dovecot {
     /// Starts one; `None` (said loudly, a failure in CI) where Dovecot or one
     /// of its protocols is not installed.
     pub fn start(test: &str) -> Option<Self> {
-        Self::offering(test, USUAL)
+        Self::start_with(test, Options::default())
     }
 
     /// One that offers every mechanism. Access tokens are those signed with
@@ -63,21 +73,22 @@ impl Dovecot {
             );
             return None;
         }
-        Self::offering(test, EVERYTHING)
+        Self::start_with(test, Options { every_mechanism: true, ..Options::default() })
     }
 
-    fn offering(test: &str, mechanisms: &'static str) -> Option<Self> {
+    /// The same as [`Self::start`] with further settings.
+    pub fn start_with(test: &str, options: Options) -> Option<Self> {
         let why = match super::program("dovecot") {
             None => "Dovecot is not installed; scripts/bootstrap installs it",
             Some(_) if !Path::new("/usr/lib/dovecot/pop3-login").exists() => "dovecot-pop3d is not installed",
             Some(_) if !Path::new("/usr/lib/dovecot/lmtp").exists() => "dovecot-lmtpd is not installed",
-            Some(program) => return Some(Self::start_program(&program, mechanisms)),
+            Some(program) => return Some(Self::start_program(&program, options)),
         };
         super::skipped(test, why);
         None
     }
 
-    fn start_program(program: &Path, mechanisms: &'static str) -> Self {
+    fn start_program(program: &Path, options: Options) -> Self {
         let folder = super::folder("dovecot");
         let authority = Authority::new();
         let identity = authority.server(&["127.0.0.1", "localhost", "::1"]);
@@ -91,7 +102,7 @@ impl Dovecot {
             authority,
             identity,
             owner,
-            mechanisms,
+            mechanisms: if options.every_mechanism { EVERYTHING } else { USUAL },
             folder,
         };
         for name in ["run", "state", "mail"] {
@@ -99,8 +110,8 @@ impl Dovecot {
         }
         dovecot.give(&dovecot.path("mail"));
         std::fs::write(dovecot.path("users"), "").expect("the user file");
-        let mut configuration = dovecot.configuration(is_modern(program));
-        if mechanisms == EVERYTHING {
+        let mut configuration = dovecot.configuration(is_modern(program), options);
+        if options.every_mechanism {
             configuration += &dovecot.tokens();
             configuration += &dovecot.samba();
         }
@@ -177,6 +188,24 @@ impl Dovecot {
         Maildir::new(path, self.owner)
     }
 
+    /// From now on nothing can be stored for an account, as when its disk is
+    /// away: LMTP refuses its mail for now.
+    pub fn close(&self, account: &str) {
+        self.set_mode(account, 0o000);
+    }
+
+    /// It can again.
+    pub fn open(&self, account: &str) {
+        self.set_mode(account, 0o700);
+    }
+
+    fn set_mode(&self, account: &str, mode: u32) {
+        let home = self.path("mail").join(account);
+        std::fs::create_dir_all(&home).expect("the home");
+        self.give(&home);
+        std::fs::set_permissions(&home, std::fs::Permissions::from_mode(mode)).expect("its mode");
+    }
+
     /// The LMTP socket.
     pub fn socket(&self) -> PathBuf {
         self.path("run/lmtp")
@@ -193,6 +222,38 @@ impl Dovecot {
         String::from_utf8_lossy(&log).lines().filter(|line| line.contains(text)).count()
     }
 
+    /// How many messages were retrieved by POP3, over all sessions, which must
+    /// have ended.
+    pub fn retrieved(&self) -> usize {
+        self.settle();
+        let log = std::fs::read(self.path("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let count = |line: &str| line.split_once(" retr=")?.1.split_once('/')?.0.parse::<usize>().ok();
+        log.lines().filter_map(count).sum()
+    }
+
+    /// Waits until nobody is connected, so that all that a client sent before
+    /// it died is stored or given up.
+    pub fn settle(&self) {
+        super::wait_until("the clients of Dovecot to be gone", || {
+            let log = std::fs::read(self.path("log")).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            let count = |service: &str, what: &str| {
+                log.lines().filter(|line| line.contains(service) && line.contains(what)).count()
+            };
+            count(" pop3-login: ", " Login: ") == count(" pop3(", ": Disconnected")
+                && count(" lmtp(", ": Connect from") == count(" lmtp(", ": Disconnect from")
+        });
+    }
+
+    /// With `broken` nothing can be stored for an account: LMTP puts its mail
+    /// off after DATA. Its INBOX must be there.
+    pub fn break_inbox(&self, account: &str, broken: bool) {
+        let tmp = self.path("mail").join(account).join("Maildir/tmp");
+        let mode = std::fs::Permissions::from_mode(if broken { 0o500 } else { 0o700 });
+        std::fs::set_permissions(tmp, mode).expect("its mode");
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -203,9 +264,11 @@ impl Dovecot {
         }
     }
 
-    fn configuration(&self, modern: bool) -> String {
+    fn configuration(&self, modern: bool, options: Options) -> String {
         let (root, at) = (self.owner.is_some(), self.folder.path().display());
         let mut text = String::new();
+        let listen =
+            if std::net::TcpListener::bind("[::1]:0").is_ok() { "127.0.0.1, ::1" } else { "127.0.0.1" };
         if modern {
             // Dovecot 2.4 starts with the version whose settings are meant.
             text.push_str("dovecot_config_version = 2.4.0\ndovecot_storage_version = 2.4.0\n");
@@ -217,7 +280,7 @@ impl Dovecot {
         write!(
             text,
             "base_dir = {at}/run\nstate_dir = {at}/state\nlog_path = {at}/log\nprotocols = pop3 lmtp\n\
-             listen = 127.0.0.1\nssl = yes\nfirst_valid_uid = 1\nfirst_valid_gid = 1\nmail_fsync = never\n\
+             listen = {listen}\nssl = yes\nfirst_valid_uid = 1\nfirst_valid_gid = 1\nmail_fsync = never\n\
              recipient_delimiter = +\nlmtp_save_to_detail_mailbox = yes\nlda_mailbox_autocreate = yes\n\
              mail_max_userip_connections = 0\nauth_mechanisms = {}\nauth_failure_delay = 0\n\
              default_client_limit = 20000\ndefault_process_limit = 1000\n",
@@ -254,6 +317,19 @@ impl Dovecot {
                 ids.0, ids.1
             )
             .expect("text");
+        }
+        if let Some(most) = options.most_messages {
+            let quota = if modern {
+                format!(
+                    "mail_plugins {{\n  quota = yes\n}}\nquota User {{\n}}\nquota_message_count = {most}\n"
+                )
+            } else {
+                format!(
+                    "mail_plugins = quota\nplugin {{\n  quota = count:User\n  quota_vsizes = yes\n\
+                     \x20 quota_rule = *:messages={most}\n}}\n"
+                )
+            };
+            text.push_str(&quota);
         }
         let chroot = if root { "" } else { "  chroot =\n" };
         // Login processes that serve many connections each: a thousand

@@ -149,6 +149,33 @@ impl Site {
         Running::start(&binary(), &all, self.folder.path())
     }
 
+    /// [`Self::start`] with the clock set to `time` (`2026-03-28 16:59:50`,
+    /// UTC), from which it goes on; timers are not touched. `None`, said
+    /// loudly, where `faketime` is not installed.
+    pub fn start_at(&self, test: &str, time: &str, args: &[&str]) -> Option<Running> {
+        let folders = std::fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path());
+        let library =
+            folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).find(|path| path.exists());
+        let Some(library) = library else {
+            super::skipped(test, "faketime is not installed; scripts/bootstrap installs it");
+            return None;
+        };
+        let (manifests, state) = (self.manifests(), self.state.clone());
+        let variables = [
+            format!("LD_PRELOAD={}", library.display()),
+            format!("FAKETIME=@{time}"),
+            "TZ=UTC".to_owned(),
+            "DONT_FAKE_MONOTONIC=1".to_owned(),
+            "NO_FAKE_STAT=1".to_owned(),
+        ];
+        let mut all: Vec<&OsStr> = variables.iter().map(OsStr::new).collect();
+        let rpop = binary();
+        all.extend([rpop.as_os_str(), "run".as_ref(), "-f".as_ref(), manifests.as_os_str()]);
+        all.extend(["--state".as_ref(), state.as_os_str(), "--listen".as_ref(), OsStr::new("off")]);
+        all.extend(args.iter().map(OsStr::new));
+        Some(Running::start(&super::program("env").expect("env(1)"), &all, self.folder.path()))
+    }
+
     /// `rpop ARGS`, to its end.
     pub fn rpop(&self, args: &[&str]) -> Run {
         Running::start(&binary(), args, self.folder.path()).wait()

@@ -66,6 +66,31 @@ async fn they_are_known_in_later_polls_whatever_the_listing_says() {
     }
 }
 
+/// The poll that forgets what is too old may deliver a copy of it, which
+/// counts for the next thirty days.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_comes_when_its_copies_are_too_old_is_remembered_anew() {
+    for octets in SIZES {
+        let from = Pop3::new().mail("u1", &copy("m-1", 1, octets)).start();
+        let to = Smtp::new().start();
+        let bench = simple(&from, &to, Special::Addressees);
+        bench.poll_well().await;
+        bench.age(31);
+        for (uid, of, delivered, duplicates) in [("u2", 2, 1, 0), ("u3", 3, 0, 1)] {
+            from.put(uid, &copy("m-1", of, octets));
+            let report = bench.poll_well().await;
+            assert_eq!(
+                (report.counters.delivered, report.counters.duplicates),
+                (delivered, duplicates),
+                "{octets} {uid}"
+            );
+        }
+        bench.age(31);
+        bench.poll_well().await;
+        assert_eq!(bench.ledger().copies_len(), 0, "and forgotten in the end");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_with_the_same_message_id_and_other_content_is_delivered() {
     for octets in SIZES {
@@ -222,4 +247,54 @@ async fn one_that_is_owed_and_comes_back_under_another_uid_is_not_lost() {
         assert!(all.contains(&rcpt(&["bo@local.test"], NEVER)[0]), "{octets} {all:?}");
         assert!(from.uids().is_empty());
     }
+}
+
+/// A person deletes the line of a message, or a power loss leaves only the
+/// beginning of a commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_whose_line_is_lost_is_not_the_copy_of_itself() {
+    for octets in SIZES {
+        for uncertain in [false, true] {
+            let from = Pop3::new().mail("u1", &copy("m-1", 1, octets)).start();
+            let to = puts_bo_off_once();
+            let bench = simple(&from, &to, Special::Addressees);
+            bench.poll_well().await;
+            assert_eq!(bench.owed(), [(1, 1, true)]);
+            {
+                let mut ledgers = bench.memory.ledgers.lock().unwrap();
+                let ledger = ledgers.get_mut(&bench.item.key).unwrap();
+                let hash = ledger.hash(b"u1");
+                ledger.apply(&Change::Forget { hash });
+                if uncertain {
+                    let entry = Entry { state: State::Uncertain, day: 0, size: 0, message_id: 0, digest: 0 };
+                    ledger.apply(&Change::Put { uid: b"u1".as_slice().into(), entry });
+                }
+                assert_eq!(ledger.copies_len(), 1);
+            }
+            from.put("u2", &copy("m-1", 2, octets));
+            let report = bench.poll_well().await;
+            assert_eq!(
+                got(&to, "m-1"),
+                [rcpt(&["al@local.test"], NEVER), rcpt(&["al@local.test", "bo@local.test"], NEVER)]
+            );
+            assert_eq!(report.counters.duplicates, 1, "the other one is a copy");
+            assert!(from.uids().is_empty());
+        }
+    }
+}
+
+/// What survives of a commit is its beginning.
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_a_message_is_owed_to_is_written_before_that_it_has_copies() {
+    let from = Pop3::new().mail("u1", &copy("m-1", 1, 500)).start();
+    let to = puts_bo_off_once();
+    let bench = simple(&from, &to, Special::Addressees);
+    bench.poll_well().await;
+    let written = bench.memory.written.lock().unwrap();
+    let at = |is: &dyn Fn(&State) -> bool| {
+        written.iter().position(|change| matches!(change, Change::Put { entry, .. } if is(&entry.state)))
+    };
+    let owed = at(&|state| matches!(state, State::Owed { .. })).unwrap();
+    let copy = at(&|state| matches!(state, State::Copy)).unwrap();
+    assert!(owed < copy, "{written:?}");
 }

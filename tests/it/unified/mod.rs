@@ -4,9 +4,12 @@
 mod copies;
 mod crash;
 mod destinations;
+mod distrust;
 mod envelope;
+mod fairness;
 mod notification;
 mod refusals;
+mod strays;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -15,10 +18,11 @@ use rpop::domain::envelope::Mailbox;
 use rpop::domain::ledger::{Change, Entry, State};
 use rpop::domain::work::{Destination, LocalDomains, Special, Unified};
 
-use crate::bench::{Bench, host};
+use crate::bench::Bench;
 use crate::support::mail::message;
 use crate::support::pop3::FakePop3;
 use crate::support::smtp::{Accepted, Act, Call, FakeSmtp, Smtp};
+use crate::support::work::mail_host;
 
 /// The header that names recipients.
 const HEADER: &str = "X-Real-To";
@@ -29,12 +33,22 @@ fn header() -> Special {
 
 /// A destination that is a queue.
 fn queue(to: &FakeSmtp, domain: &str) -> Arc<Destination> {
-    Arc::new(Destination { domain: domain.into(), smtp: Some(host(to)), lmtp: None, maildir: None })
+    Arc::new(Destination {
+        domain: domain.into(),
+        smtp: Some(mail_host(to.port())),
+        lmtp: None,
+        maildir: None,
+    })
 }
 
 /// A destination that stores directly.
 fn store(to: &FakeSmtp, domain: &str) -> Arc<Destination> {
-    Arc::new(Destination { domain: domain.into(), smtp: None, lmtp: Some(host(to)), maildir: None })
+    Arc::new(Destination {
+        domain: domain.into(),
+        smtp: None,
+        lmtp: Some(mail_host(to.port())),
+        maildir: None,
+    })
 }
 
 /// A bench for a unified account: the Main Domain `local.test` (alias
@@ -49,6 +63,7 @@ fn bench(
     let mut bench = Bench::new(from, to);
     let local = |names: &[&str], destination: &Arc<Destination>| LocalDomains {
         names: names.iter().map(|name| (*name).into()).collect(),
+        owners: Vec::new(),
         destination: Arc::clone(destination),
     };
     let mut domains = vec![local(&["alias.test", "local.test"], main)];
@@ -85,6 +100,17 @@ impl Bench {
             _ => None,
         };
         self.ledger().iter().filter_map(owed).collect()
+    }
+
+    /// All copies are so many days older.
+    fn age(&self, days: i32) {
+        let mut ledgers = self.memory.ledgers.lock().unwrap();
+        let Some(ledger) = ledgers.get_mut(&self.item.key) else { return };
+        let copies: Vec<Entry> =
+            ledger.iter().filter(|(_, entry)| entry.state == State::Copy).map(|(_, entry)| entry).collect();
+        for Entry { message_id, digest, day, .. } in copies {
+            ledger.apply(&Change::Copy { message_id, digest, day: day - days });
+        }
     }
 
     /// All that waits is due at once.

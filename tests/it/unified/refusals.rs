@@ -64,14 +64,19 @@ async fn a_refused_content_goes_as_the_record_says() {
         Some(&queue(&second, "second.test")),
     );
     let report = bench.poll_well().await;
-    assert_eq!((report.counters.delivered, bench.quarantined(), from.uids().len()), (1, 0, 0));
+    assert_eq!((report.counters.delivered, bench.quarantined(), from.uids().len()), (1, 0, 1));
     assert!(report.refused.unwrap().contains("554"), "somebody is to know");
+    assert_eq!(bench.owed(), [(1, 1, true)], "the account exists, and has it not");
+    let mut bench = bench;
+    bench.item.on_reject = OnReject::Discard;
+    bench.poll_well().await;
+    assert_eq!((bench.owed(), from.uids().len(), first.accepted()), (vec![], 0, 1));
 }
 
 /// When a postmaster cannot have it, it is set aside.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postmaster_who_is_refused_or_deferred_loses_nothing() {
-    for (reply, quarantined) in [("550 5.1.1 no", 1), ("450 4.2.1 later", 0)] {
+    for (reply, quarantined) in [("550 5.1.1 no", 1), ("450 4.2.1 later", 1)] {
         for on_reject in [OnReject::Leave, OnReject::Postmaster, OnReject::Discard] {
             let from = Pop3::new().mail("u1", &message("m-1", 500)).start();
             let to = Smtp::new()
@@ -174,4 +179,35 @@ async fn recipients_refused_while_a_large_message_flows() {
     }
     assert_eq!(from.retrieved().len(), 4);
     assert!(from.uids().is_empty());
+}
+
+/// `*`: an account that is full exists. Whether the server says so at RCPT or
+/// behind the message, it gets it when there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_is_full_is_not_taken_for_an_unknown_one() {
+    for verb in ["RCPT", "."] {
+        let text = addressed("m-1", "To: al@local.test, bo@local.test, no@local.test\r\n", 500);
+        let from = Pop3::new().mail("u1", &text).start();
+        let times = AtomicUsize::new(0);
+        let to = Smtp::lmtp()
+            .script(move |call| {
+                if call.verb == "RCPT" && call.argument.contains("no@") {
+                    return Act::Say("550 5.1.1 unknown".into());
+                }
+                let full =
+                    call.verb == verb && call.argument.contains("bo@") && times.fetch_add(1, SeqCst) < 2;
+                if full { Act::Say("552 5.2.2 over quota".into()) } else { Act::Properly }
+            })
+            .start();
+        let bench = bench(&from, &to, Special::Addressees, &store(&to, "local.test"), None);
+        let report = bench.poll_well().await;
+        assert_eq!((bench.owed(), from.uids().len()), (vec![(1, 1, true)], 1), "{verb}");
+        assert!(report.refused.unwrap().contains("552"), "somebody is to know");
+        bench.poll_well().await;
+        assert_eq!(bench.owed(), [(2, 1, true)]);
+        bench.hurry(&["u1"]);
+        bench.poll_well().await;
+        assert_eq!(got(&to, "m-1"), [rcpt(&["al@local.test"], ""), rcpt(&["bo@local.test"], "")]);
+        assert!(from.uids().is_empty());
+    }
 }

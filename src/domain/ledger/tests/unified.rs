@@ -40,7 +40,7 @@ fn what_is_owed_waits_and_then_comes_back_with_its_recipients() {
         put("due", entry(owed(now, &[9, 3, 3, 5], true), 1, 1)),
     ]);
     let found = list(&ledger, keep(), &["later", "due"]);
-    assert_eq!((unseen(&found), found.waiting, found.known), (vec![2], 1, 0));
+    assert_eq!((unseen(&found), found.waiting, found.owed, found.known), (vec![2], 1, 1, 0));
     let prior = found.unseen[0].prior.clone().expect("what is known of it");
     assert_eq!(prior.state, owed(now, &[3, 5, 9], true), "in order, each once");
     assert!(!found.unseen[0].ambiguous);
@@ -65,17 +65,24 @@ fn what_is_owed_is_never_deleted_and_not_forgotten_before_a_kept_one() {
 }
 
 #[test]
-fn what_is_owed_is_no_kept_message_and_says_nothing_of_a_mass_change() {
+fn a_mass_change_is_seen_by_what_is_owed_as_by_what_is_kept() {
     let mut ledger = Ledger::new([7; 16]);
     for (number, uid) in names("old", 100).iter().enumerate() {
         let state = owed(0, &[1], true);
         ledger.apply(&put(uid, Entry { message_id: ledger_id(number), ..entry(state, 10, 1) }));
     }
     assert_eq!(ledger.kept(), 0);
+    let found = list(&ledger, keep(), &names("new", 100));
+    assert_eq!((found.all_changed, found.remembered, found.vanished_owed.len()), (true, 100, 0));
     let matching = SurveyPolicy { on_uid_change: OnUidChange::MatchMessageId, ..keep() };
     let found = list(&ledger, matching, &names("new", 100));
-    assert!(!found.all_changed);
+    assert!(found.all_changed);
     assert!(found.vanished_ids.is_empty(), "a message that is owed to somebody is not to be passed over");
+    let mut ids: Vec<u64> = found.vanished_owed.iter().map(|(_, entry)| entry.message_id).collect();
+    ids.sort_unstable();
+    let mut all: Vec<u64> = (0..100).map(ledger_id).collect();
+    all.sort_unstable();
+    assert_eq!(ids, all, "it is owed to these under whatever UID it has now");
 }
 
 #[test]

@@ -488,7 +488,13 @@ pub(super) fn route(via: Via, host: MailHost) -> Route {
         Via::Lmtp => destination.lmtp = Some(host),
         _ => destination.smtp = Some(host),
     }
-    Route { destination: Arc::new(destination), via, mailbox: None, timeouts: Timeouts::default() }
+    Route {
+        destination: Arc::new(destination),
+        via,
+        mailbox: None,
+        unified: false,
+        timeouts: Timeouts::default(),
+    }
 }
 
 pub(super) fn smtp(fake: &Fake) -> Courier {
@@ -525,6 +531,7 @@ pub(super) fn job(id: u64, to: &[&str]) -> Job {
         id,
         envelope: envelope(&format!("s{id}@x"), to),
         content: whole(&format!("Subject: {id}\n\n.dot {id}\n")),
+        leave: None,
     }
 }
 

@@ -203,7 +203,7 @@ async fn parameters_are_said_only_where_announced() {
     wanted.recipients[0].notify = Notify::Never;
     wanted.recipients[1].notify = Notify::Failure;
     (wanted.size, wanted.envid, wanted.utf8_header) = (Some(1234), Some("id=1".into()), true);
-    let jobs = || vec![Job { id: 1, envelope: wanted.clone(), content: whole("x: y\n\n") }];
+    let jobs = || vec![Job { id: 1, envelope: wanted.clone(), content: whole("x: y\n\n"), leave: None }];
 
     let fake = Fake::new(ALL);
     deliver(smtp(&fake), jobs()).await[0].as_ref().unwrap();

@@ -97,3 +97,37 @@ async fn a_recipient_whose_reply_was_heard_does_not_get_the_message_again() {
         }
     }
 }
+
+// Postfix' smtpd_hard_error_limit: it has heard of enough unknown recipients.
+#[tokio::test]
+async fn recipients_that_were_refused_before_the_connection_ended_are_not_asked_for_again() {
+    let ends: [fn() -> Act; 2] = [|| Act::Close, || Act::Bye("421 4.7.0 too many errors\r\n".into())];
+    for announces in WAYS {
+        for act in ends {
+            for via in [Via::Smtp, Via::Lmtp] {
+                let fake = Fake::with(announces, move |_, what| match what {
+                    what if what.starts_with("RCPT TO:<bad") => say("550 5.1.1 no such user"),
+                    what if what.starts_with("RCPT TO:<end") => Some(act()),
+                    _ => None,
+                });
+                let courier = fake.pool().open(route(via, host()));
+                // More than connections may be lost in a row for nothing.
+                let mut jobs: Vec<Job> =
+                    (0..5).map(|id| doubtful(job(id, &["a@b", "bad@b", "end@b", "c@b"]))).collect();
+                jobs.push(doubtful(two(5)));
+                let results = deliver(courier, jobs).await;
+                for result in &results[..5] {
+                    let codes: Vec<_> = result.as_ref().unwrap().iter().map(code_of).collect();
+                    assert_eq!(
+                        codes,
+                        [(421, "RCPT"), (550, "RCPT"), (421, "RCPT"), (421, "RCPT")],
+                        "{announces:?}"
+                    );
+                }
+                assert_eq!(results[5], Ok(accepted(2)), "{announces:?}");
+                assert_eq!(fake.commands("RCPT TO:<bad").len(), 5, "once for each message");
+                assert_eq!(fake.taken().len(), 1);
+            }
+        }
+    }
+}

@@ -43,7 +43,7 @@ async fn what_is_owed_and_what_was_copied_read_well() {
             "# Of several lines for one UID the last one counts. To have a message fetched again, delete its",
             "# lines; to keep one from being fetched, add a line 'kept UID'. Edit while rpop does not run.",
             "# A line 'copy' is of a message that was delivered, whatever its UID: for 30 days another one of its",
-            "# Message-ID and content counts as a copy of it.",
+            "# Message-ID and content counts as a copy of it, but not the message itself ('of', a hash of its UID).",
             "# Each line ends with a line feed.",
             "# --- Leave this line in its place: without it and without a message the file counts as cut off. ---",
         ]

@@ -27,9 +27,11 @@ fn lines_read_as_people_would_write_them() {
     assert_eq!(parser.line(b""), Ok(Line::Comment));
     assert_eq!(parser.line(b" # kept abc"), Ok(Line::Comment));
     assert_eq!(parser.line(b"forget #00000000000000ff"), Ok(Line::Forget { hash: 255 }));
-    let copy = Line::Copy { message_id: 15, digest: 16, day: 2 };
+    let copy = Line::Copy { message_id: 15, digest: 16, origin: 0, day: 2 };
     assert_eq!(parser.line(b"copy day=1970-01-03  id=f digest=0000000000000010\r"), Ok(copy));
-    let copy = Line::Copy { message_id: 15, digest: 16, day: 77 };
+    let copy = Line::Copy { message_id: 15, digest: 16, origin: 17, day: 2 };
+    assert_eq!(parser.line(b"copy id=f digest=10 day=1970-01-03 of=11"), Ok(copy));
+    let copy = Line::Copy { message_id: 15, digest: 16, origin: 0, day: 77 };
     assert_eq!(parser.line(b"copy id=f digest=10"), Ok(copy));
 }
 
@@ -79,6 +81,8 @@ fn lines_that_cannot_be_understood_say_why() {
         (b"copy id=1 day=2026-01-01", "'copy' takes"),
         (b"copy id=1 digest=0", "'copy' takes"),
         (b"copy id=1 digest=2 size=3", "'copy' takes"),
+        (b"copy id=1 digest=2 of=", "'copy' takes"),
+        (b"copy id=1 digest=2 of=0100000000000000", "'copy' takes"),
         (b"copy id=1 digest=2 day=soon", "'copy' takes"),
         (b"kept a%zz", "two hexadecimal"),
         (b"kept a%2", "two hexadecimal"),
@@ -148,12 +152,12 @@ proptest! {
     }
 
     #[test]
-    fn a_copy_that_is_written_reads_back(message_id in 1..=u64::MAX, digest in 1..=u64::MAX, day in -700_000..2_000_000_i32) {
+    fn a_copy_that_is_written_reads_back(message_id in 1..=u64::MAX, digest in 1..=u64::MAX, origin in 0..1_u64 << 56, day in -700_000..2_000_000_i32) {
         let mut text = Vec::new();
-        write_copy(&mut text, message_id, digest, day);
+        write_copy(&mut text, message_id, digest, origin, day);
         let line = text.strip_suffix(b"\n").unwrap();
         let mut parser = Parser::new(1);
-        prop_assert_eq!(parser.line(line), Ok(Line::Copy { message_id, digest, day }));
+        prop_assert_eq!(parser.line(line), Ok(Line::Copy { message_id, digest, origin, day }));
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(in crate::local::ledger) fn write_put(
         State::Uncertain => "uncertain ",
         State::Quarantined { .. } => "quarantined ",
         State::Owed { .. } => "owed ",
-        State::Copy => return write_copy(text, entry.message_id, entry.digest, entry.day),
+        State::Copy => return write_copy(text, entry.message_id, entry.digest, entry.size, entry.day),
     };
     text.extend_from_slice(word.as_bytes());
     escape(text, uid);
@@ -74,10 +74,19 @@ fn write_reason(text: &mut Vec<u8>, reason: &str) {
 }
 
 /// Appends the line of a copy, or nothing where there is nothing to know it by.
-pub(in crate::local::ledger) fn write_copy(text: &mut Vec<u8>, message_id: u64, digest: u64, day: i32) {
+pub(in crate::local::ledger) fn write_copy(
+    text: &mut Vec<u8>,
+    message_id: u64,
+    digest: u64,
+    origin: u64,
+    day: i32,
+) {
     if message_id != 0 && digest != 0 {
         put(text, format_args!("copy id={message_id:016x} digest={digest:016x} day="));
         write_day(text, day);
+        if origin != 0 {
+            put(text, format_args!(" of={origin:014x}"));
+        }
         text.push(b'\n');
     }
 }

@@ -80,6 +80,23 @@ fn broken_settings_are_never_taken_for_the_defaults() {
         now.keep_from(&before);
         assert!(!now.settings_missing && now.settings.processors == 7, "{text}");
     }
+    // So do the addresses that are connected from.
+    let own =
+        "postmaster: root, assignedAddresses: [192.0.2.5, '2001:db8::5'], useForOutgoing: true, delivery";
+    folder.write("d.yaml", DOMAIN.replace("delivery", own).as_bytes());
+    let from = |now: &Configuration| now.records[0].source_address.map(|source| source.to_string());
+    folder.write("z.yaml", broken[0].replace("many", "7, useDomainAddresses: true").as_bytes());
+    let before = folder.load();
+    assert_eq!(from(&before).as_deref(), Some("192.0.2.5 or 2001:db8::5"), "{}", before.report());
+    folder.write("z.yaml", broken[0].as_bytes());
+    let mut now = folder.load();
+    assert_eq!(from(&now), None);
+    now.keep_from(&before);
+    assert_eq!(from(&now).as_deref(), Some("192.0.2.5 or 2001:db8::5"));
+    folder.write("z.yaml", broken[0].replace("many", "7").as_bytes());
+    let now = folder.load();
+    assert_eq!(from(&now), None);
+    assert!(now.report().contains("warning: useForOutgoing has no effect"), "{}", now.report());
     // What cannot be told from anything stays what it was.
     folder.write("z.yaml", b"a: [");
     let mut now = folder.load();

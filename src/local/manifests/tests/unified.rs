@@ -228,6 +228,137 @@ fn what_cannot_be_read_leaves_to_unified_records_what_they_had() {
     assert_eq!(given(&now).special, Special::Addressees);
 }
 
+/// What keeps domains from being known: the file `e.yaml` (`None`: a link that
+/// leads nowhere) and words of what is said of it.
+fn doubtful() -> Vec<(Option<String>, &'static str)> {
+    let other = domain("other.example", "{aliases: [o.example], delivery: {lmtp: {host: store}}}");
+    let file = "what cannot be read in ";
+    vec![
+        (Some(other.replace("other.example}", "other.example")), file),
+        (Some(other.replace("spec: ", "spec:\n\t")), file),
+        (Some(other.replace("RpopDomain", "RpopDomian")), file),
+        (Some(other.replace("v1alpha1", "v1")), file),
+        (Some(other.replace("{name: other.example}", "{}")), file),
+        (Some(other.replace("{name: other.example}", "{name: other_example}")), file),
+        (Some(format!("- {}", other.replace('\n', "\n  "))), file),
+        (Some("apiVersion: v1\nkind: List\n".to_owned()), file),
+        // The domain's own name is not known.
+        (Some(other.replace("name: other.example", "name: example.com")), file),
+        (Some("\u{0}".to_owned()), file),
+        (None, file),
+        (Some(other.replace("spec: {", "spec: {foo: bar, ")), "RpopDomain other.example has errors"),
+        (
+            Some(other.replace("host: store", "host: store, port: 99999")),
+            "RpopDomain other.example has errors",
+        ),
+        (Some(domain("other.example", "{}")), "RpopDomain other.example has errors"),
+        (Some(other.replace("spec: {", "spec: {postmaster: 'a b', ")), "RpopDomain other.example has errors"),
+    ]
+}
+
+/// With a domain missing, its recipients would count as foreign.
+#[test]
+fn while_a_domain_may_be_missing_unified_records_are_not_polled_from_a_start() {
+    for special in ["X-Real-To", "'*'"] {
+        for (text, words) in doubtful() {
+            let folder = folder(&all("postmaster@example.com", &format!("special: {special}\n")));
+            let plain = record(REMOTE).replace("name: isp,", "name: plain,");
+            folder.write("p.yaml", plain.as_bytes());
+            match &text {
+                Some(text) => folder.write("e.yaml", text.as_bytes()),
+                None => std::os::unix::fs::symlink("/nonexistent/x", folder.path().join("e.yaml")).unwrap(),
+            }
+            let first = folder.load();
+            let polled: Vec<String> = first.records.iter().map(|item| item.key.to_string()).collect();
+            assert_eq!(polled, ["mail/plain"], "{text:?}");
+            assert!(first.waits());
+            let problem = first.problems.values().next().unwrap();
+            assert!(
+                problem.message.starts_with("not polled, since ") && problem.message.contains(words),
+                "{text:?}: {}",
+                problem.message
+            );
+            assert!(errors(&first).iter().any(|error| error.contains("spec.special: not polled, since ")));
+            // Another edit while it is so, and then it is mended.
+            folder.write("f.yaml", domain("third.example", SAME).as_bytes());
+            let mut second = folder.load();
+            second.keep_from(&first);
+            assert_eq!((second.records.len(), second.problems.len()), (1, 1), "{text:?}");
+            std::fs::remove_file(folder.path().join("e.yaml")).unwrap();
+            folder.write("e.yaml", domain("other.example", SAME).as_bytes());
+            let mut third = folder.load();
+            third.keep_from(&second);
+            assert_eq!((third.records.len(), third.problems.len()), (2, 0), "{}", third.report());
+            let unified = third.records.iter().find_map(|item| item.unified.as_ref()).unwrap();
+            assert!(unified.place_of("other.example").is_some(), "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn an_edit_by_which_a_domain_may_be_missing_leaves_it_what_it_was() {
+    let folder = folder(&unified());
+    let other = domain("other.example", "{aliases: [o.example], delivery: {lmtp: {host: store}}}");
+    for (text, _) in doubtful() {
+        std::fs::remove_file(folder.path().join("e.yaml")).ok();
+        folder.write("e.yaml", other.as_bytes());
+        let before = folder.load();
+        if let Some(text) = &text {
+            folder.write("e.yaml", text.as_bytes());
+        } else {
+            std::fs::remove_file(folder.path().join("e.yaml")).unwrap();
+            std::os::unix::fs::symlink("/nonexistent/x", folder.path().join("e.yaml")).unwrap();
+        }
+        let mut now = folder.load();
+        now.keep_from(&before);
+        assert_eq!(now.records, before.records, "{text:?}\n{}", now.report());
+        assert!(now.has_errors() && now.problems.is_empty(), "{text:?}");
+        assert!(!now.report().contains("not polled"), "it is polled: {}", now.report());
+    }
+}
+
+/// A domain that nobody knew before is ours as soon as it has a name.
+#[test]
+fn a_new_domain_with_errors_is_owed_its_mail() {
+    let folder = folder(&unified());
+    let before = folder.load();
+    folder.write("e.yaml", domain("other.example", "{aliases: [o.example], delivery: {}}").as_bytes());
+    let mut now = folder.load();
+    now.keep_from(&before);
+    assert_eq!(names(&now), ["example.com", "o.example", "other.example"]);
+    assert!(given(&now).domains[1].destination.smtp.is_none());
+}
+
+#[test]
+fn a_postmaster_in_another_domain_gets_his_mail_there() {
+    let folder = folder(&unified());
+    let main =
+        |to: &str| domain("example.com", &format!("{{postmaster: {to}, delivery: {{lmtp: {{host: a}}}}}}"));
+    folder.write("d.yaml", main("pm@other.example").as_bytes());
+    let other = domain("other.example", "{delivery: {lmtp: {host: store}}}");
+    folder.write("e.yaml", other.as_bytes());
+    let before = folder.load();
+    assert!(!before.has_errors(), "{}", before.report());
+    assert_eq!(&*before.records[0].destination.domain, "other.example");
+    folder.write("e.yaml", other.replace("host: store", "hots: store").as_bytes());
+    let mut now = folder.load();
+    now.keep_from(&before);
+    assert_eq!(now.records, before.records);
+    folder.write("e.yaml", other.replace("host: store", "host: store2").as_bytes());
+    let mut now = folder.load();
+    now.keep_from(&before);
+    assert_eq!(now.records[0].destination, given(&now).domains[1].destination);
+    // Nobody's.
+    folder.write("d.yaml", main("pm@far.example").as_bytes());
+    let read = folder.load();
+    assert!(
+        said(&read).iter().any(|(severity, text)| *severity == Severity::Warning
+            && text.contains("pm@far.example of RpopDomain example.com is in no RpopDomain")),
+        "{}",
+        read.report()
+    );
+}
+
 #[test]
 fn without_smtp_senders_cannot_be_told_which_is_noted() {
     let folder = folder(&unified());
