@@ -57,6 +57,12 @@ bench: ## RPOP beside fetchmail, getmail6 and mpop, and the micro-benchmarks
 fuzz: bootstrap ## The decoders against random octets: POP3, SMTP, dot-stuffing
 	scripts/fuzz
 
+# Needs Node.js and npm; not part of `make test` for the sake of those without.
+.PHONY: oauth
+oauth: bootstrap ## Sign-in and mail with a real OAuth 2.0 provider (oidc-provider)
+	npm ci --prefix tests/support/oidc --no-audit --no-fund --ignore-scripts
+	$(CARGO) test --test it -- --ignored a_person_signs_in_at_a_real_provider
+
 .PHONY: build
 build: bootstrap ## The release binary, target/release/rpop
 	$(CARGO) build --release --bin rpop

@@ -590,7 +590,7 @@ impl OidcProvider {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/oidc");
         let Some(node) = program("node").filter(|_| folder.join("node_modules/oidc-provider").exists())
         else {
-            skipped(test, "oidc-provider or Node.js is not installed; scripts/bootstrap installs them");
+            skipped(test, "oidc-provider or Node.js is not installed; see make oauth");
             return None;
         };
         let (port, log) = (free_port(), site.path("oidc.log"));
@@ -616,6 +616,7 @@ impl OidcProvider {
 }
 
 #[test]
+#[ignore = "needs Node.js and npm: make oauth"]
 fn a_person_signs_in_at_a_real_provider_and_mail_comes() {
     let test = "a_person_signs_in_at_a_real_provider_and_mail_comes";
     let Some(dovecot) = Dovecot::with_all_mechanisms(test) else { return };
