@@ -234,7 +234,7 @@ mod tests {
             (r#"{"device_code":"d","user_code":"u"}"#, "verification_uri"),
             (
                 r#"{"device_code":"d","user_code":"u","verification_uri":"javascript:x","expires_in":1}"#,
-                "URL",
+                "https://",
             ),
             (r#"{"device_code":"d","user_code":"u","verification_uri":"http://a.example/"}"#, "clear text"),
             (r#"{"device_code":"d","user_code":"u","verification_uri":"https://a/"}"#, "expires_in"),
